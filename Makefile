@@ -1,0 +1,42 @@
+# `make help` lists the targets. `make test` runs what CI runs, from a bare clone.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON := .venv/bin/python
+PROFILE ?= cpu
+
+help:  ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup:  ## system packages (as root), virtual environment with the tools, models
+	@scripts/setup.sh dev
+
+run:  ## serve on http://127.0.0.1:7860
+	@./container_startup.sh
+
+check: setup  ## ruff, mypy, import-linter
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+fmt: setup  ## format the code
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+test: check  ## all that CI runs: check, unit, contract, integration, e2e
+	$(PYTHON) -m pytest
+
+test-fast: setup  ## unit and integration tests without real models and browser
+	$(PYTHON) -m pytest -m "not models and not e2e"
+
+bench: setup  ## latency of the conversation engine with fixed-delay engines
+	$(PYTHON) -m benchmarks.conversation --fixed
+
+profile: setup  ## the same under cProfile, into out/
+	@mkdir -p out
+	$(PYTHON) -m cProfile -o out/conversation.prof -m benchmarks.conversation --fixed --turns 10
+
+docs: setup  ## write docs/configuration.md anew
+	$(PYTHON) -m scripts.config docs
+
+.PHONY: help setup run check fmt test test-fast bench profile docs

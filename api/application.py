@@ -1,0 +1,192 @@
+"""The ASGI application: engines, sessions, doors and health, wired for one process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, WebSocket
+
+from api import errors
+from api.health import health_router
+from api.host import HostMonitor
+from api.metrics import Metrics, metrics_router
+from api.origins import Origins
+from api.readiness import Readiness
+from api.realtime import Door, serve
+from api.registry import PageTokens, Registry
+from api.talk_log import log_event
+from api.wire_out import Writer
+from pipeline.engines.base import Engines
+from pipeline.errors import ConfigError, VoicepodError
+from pipeline.options import LANGUAGES, SessionOptions, TurnDetection
+from pipeline.session import Session, new_id
+from settings import Settings, TtsSettings
+
+log = structlog.get_logger()
+
+VERSION = "0.1.0"
+
+
+class Server:
+    """What lives as long as the process. `app` is the ASGI application; the page is mounted on it by the caller."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        engines: Engines | None = None,
+        *,
+        on_fatal: Callable[[BaseException], None] = lambda error: None,
+    ) -> None:
+        self.settings = settings
+        self.engines = engines or Engines.from_settings(settings)
+        self.readiness = Readiness()
+        self.tokens = PageTokens(time.monotonic)
+        self.registry = Registry(
+            settings.network,
+            max_sessions=settings.system.max_concurrent_users,
+            create=self._create_session,
+            clock=time.monotonic,
+        )
+        self.host = HostMonitor()
+        self.metrics = Metrics(self.readiness, self.host, version=VERSION)
+        self.metrics.watch_sessions(lambda: self.registry.n_active)
+        for kind, engine in self.engines.by_kind().items():
+            self.metrics.watch_queue(kind, partial(getattr, engine, "n_waiting"))
+        self._on_fatal = on_fatal
+        self._voice = settings.tts.voice
+        self._loading: asyncio.Task[None] | None = None
+        self._wanted = asyncio.Event()  # somebody needs the models
+        if settings.performance.preload_models:
+            self._wanted.set()
+        self.app = FastAPI(
+            title="Voicepod", version=VERSION, lifespan=self._lifespan, docs_url=None, redoc_url=None, openapi_url=None
+        )
+        errors.install(self.app, observe=self.metrics.observe_request)
+        self.app.include_router(health_router(self.readiness, version=VERSION))
+        if settings.system.enable_monitoring:
+            self.app.include_router(metrics_router(self.metrics))
+        if settings.network.websocket_enabled:
+            self.app.add_api_websocket_route("/v1/realtime", self._realtime)
+
+    def want_models(self) -> None:
+        """Load the engines now if they were not loaded at start."""
+        self._wanted.set()
+
+    def mint_page_token(self) -> str:
+        """A one-time token for a page that is about to connect."""
+        return self.tokens.mint()
+
+    def page_metrics(self) -> dict[str, Any]:
+        """The machine's figures and the taken seats, for the page's sidebar."""
+        registry = self.registry
+        return {
+            **self.host.snapshot().as_dict(),
+            "sessions_active": registry.n_active,
+            "max_sessions": registry.max_sessions,
+        }
+
+    @asynccontextmanager
+    async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        """Own everything that runs in the background."""
+        loop = asyncio.get_running_loop()
+        started = asyncio.Event()
+        async with self.host.running(), asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(self.registry.run(started), name="registry")
+            self._loading = tasks.create_task(self._load(), name="load engines")
+            await started.wait()
+            log.info("server.started", loop=type(loop).__name__)
+            try:
+                yield
+            finally:
+                self.readiness.drain()
+                self._loading.cancel()
+                self.registry.stop()
+                await asyncio.wait({running, self._loading})
+                for engine in self.engines.by_kind().values():
+                    await engine.close()
+                log.info("server.stopped")
+
+    async def _load(self) -> None:
+        """Load the engines one after the other: in parallel they would only fight for the same cores and memory."""
+        named = self.engines.by_kind()
+        for kind, engine in named.items():
+            self.readiness.expect(kind, engine.info.name)
+        await self._wanted.wait()
+        try:
+            for kind, engine in named.items():
+                async with self.readiness.loading(kind, engine.info.name):
+                    await engine.load()
+                    if kind == "tts":
+                        self._check_voice()
+        except Exception as error:  # boundary: a server without its engines must stop, and say why
+            if not isinstance(error, VoicepodError):
+                log.exception("server.load_failed")
+            self._on_fatal(error)
+
+    def _check_voice(self) -> None:
+        """`tts.voice` must be one that the engine has; the default of another engine gives way to its first voice."""
+        voices = [voice.id for voice in self.engines.tts.info.voices]
+        wanted = self.settings.tts.voice
+        if wanted in voices:
+            return
+        if wanted != TtsSettings().voice:
+            raise ConfigError(f"tts.voice: there is no voice '{wanted}'; choose one of: {', '.join(voices)}")
+        self._voice = voices[0]
+        log.warning("settings.voice_replaced", voice=self._voice)
+
+    async def _realtime(self, websocket: WebSocket) -> None:
+        self.want_models()
+        network = self.settings.network
+        await serve(
+            websocket,
+            Door(
+                registry=self.registry,
+                tokens=self.tokens,
+                origins=Origins(network.host, network.allowed_origins if network.cors_enabled else ()),
+                network=network,
+                metrics=self.metrics,
+                voices=frozenset(voice.id for voice in self.engines.tts.info.voices),
+                turn_detection=TurnDetection.from_settings(self.settings),
+                is_ready=lambda: self.readiness.is_ready,
+                new_id=new_id,
+            ),
+        )
+
+    def _create_session(self, session_id: str) -> tuple[Session, Writer]:
+        settings, engines = self.settings, self.engines
+        session = Session(
+            session_id,
+            engines,
+            replace(SessionOptions.from_settings(settings), voice=self._voice),
+            turn=settings.turn,
+            vad=settings.vad,
+            history_tokens=settings.llm.history_tokens,
+            max_lead_s=settings.network.max_lead_s,
+            clock=time.monotonic,
+            listeners=(self.metrics.listen, log_event),
+        )
+        return session, Writer(session, self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        """What clients are told of this server."""
+        engines = self.engines
+        heard = engines.asr.info.languages or tuple(LANGUAGES)
+        return {
+            "asr_model": engines.asr.info.model,
+            "voicepod": {
+                "resume_s": self.settings.network.session_resume_s,
+                "languages": ["auto", *(code for code in LANGUAGES if code in heard)],
+                "voices": [
+                    {"id": voice.id, "name": voice.name, "language": voice.language}
+                    for voice in engines.tts.info.voices
+                ],
+                "engines": {kind: engine.info.model for kind, engine in self.engines.by_kind().items()},
+            },
+        }

@@ -1,0 +1,271 @@
+"""/v1/realtime: one socket, from the handshake to the last byte.
+
+Two loops per socket: `_receive` reads a message and calls the session, `_send` writes what the session's outbox gives.
+Neither holds state of the talk: a new socket goes on where this one stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+from starlette.types import Message
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from api.errors import close_code
+from api.metrics import Metrics
+from api.origins import Origins
+from api.registry import PageTokens, Registry, Seat
+from api.wire_in import Reader
+from api.wire_out import Json, error_json
+from pipeline.errors import Busy, EngineNotReady, NotFound, VoicepodError
+from pipeline.options import TurnDetection
+from settings import NetworkSettings
+
+log = structlog.get_logger()
+
+PROTOCOL = "voicepod.v1"
+TOKEN_PREFIX, RESUME_PREFIX = "voicepod.token.", "voicepod.resume."
+STOCK_PROTOCOL = "realtime"
+# A client that resumes says where its player stopped as its first event; a talk waits this long for it.
+RESUME_WAIT_S = 1.0
+MAX_MALFORMED = 20
+CLOSED_BY_PEER = (1000,)
+SLOW_CLIENT, TAKEN_OVER, TRY_AGAIN, INVALID_DATA, INTERNAL = 4408, 4409, 1013, 1007, 1011
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What the socket handler needs of the server."""
+
+    registry: Registry
+    tokens: PageTokens
+    origins: Origins
+    network: NetworkSettings
+    metrics: Metrics
+    voices: frozenset[str]
+    turn_detection: TurnDetection
+    is_ready: Callable[[], bool]
+    new_id: Callable[[str], str]
+
+
+async def serve(websocket: WebSocket, door: Door) -> None:
+    """The whole life of one socket. Never raises: what goes wrong is told to the client and to the log."""
+    offered = list(websocket.scope.get("subprotocols", []))
+    if not _may_enter(websocket, offered, door):
+        door.metrics.rejected("forbidden")
+        await websocket.close(1008)  # before accept: the client sees HTTP 403
+        return
+    chosen = PROTOCOL if PROTOCOL in offered else STOCK_PROTOCOL if STOCK_PROTOCOL in offered else None
+    await websocket.accept(subprotocol=chosen)
+    door.metrics.connected(+1)
+    try:
+        await _Connection(websocket, door, extended=chosen == PROTOCOL).run(_suffix(offered, RESUME_PREFIX))
+    except VoicepodError as error:
+        if isinstance(error, Busy | EngineNotReady):
+            door.metrics.rejected(error.code)
+        await _say_goodbye(websocket, error_json(error), close_code(error))
+    except (WebSocketDisconnect, TimeoutError):
+        return
+    except Exception:  # boundary: the socket
+        log.exception("socket.broken")
+        await _say_goodbye(websocket, None, INTERNAL)
+    finally:
+        door.metrics.connected(-1)
+
+
+def _may_enter(websocket: WebSocket, offered: list[str], door: Door) -> bool:
+    origin = websocket.headers.get("origin")
+    if origin is None:  # no browser; access control for programs is a matter of keys, not of origins
+        return door.origins.host_allowed(websocket.headers)
+    token = _suffix(offered, TOKEN_PREFIX)
+    return door.origins.allowed(origin, websocket.headers) and token is not None and door.tokens.use(token)
+
+
+def _suffix(offered: list[str], prefix: str) -> str | None:
+    return next((protocol.removeprefix(prefix) for protocol in offered if protocol.startswith(prefix)), None)
+
+
+async def _say_goodbye(websocket: WebSocket, message: Json | None, code: int) -> None:
+    """Tell why, then close; a client that does not read gets a second for it."""
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(1.0):
+            if websocket.application_state is WebSocketState.CONNECTED:
+                if message is not None:
+                    await websocket.send_json({"event_id": "event_0", **message})
+                await websocket.close(code)
+
+
+class _GoOn(Exception):
+    """The client's first event named another session."""
+
+    def __init__(self, seat: Seat, message: Message) -> None:
+        self.seat, self.message = seat, message
+
+
+class _Connection:
+    """One accepted socket."""
+
+    def __init__(self, websocket: WebSocket, door: Door, *, extended: bool) -> None:
+        self._websocket, self._door, self._extended = websocket, door, extended
+
+    async def run(self, resume_token: str | None) -> None:
+        """Take a seat and talk until either side ends."""
+        registry = self._door.registry
+        if not self._door.is_ready():
+            raise EngineNotReady("the models are still loading; please try again in a moment", stage="server")
+        seat, first = await self._take_seat(resume_token)
+        resumed = first is not None or seat.token == resume_token
+        while True:
+            goodbye = False
+            try:
+                goodbye = await self._talk(seat, first, resumed=resumed)
+                return
+            except _GoOn as other:
+                registry.end(seat)
+                registry.attach(other.seat, self)
+                seat, first, resumed = other.seat, other.message, True
+            finally:
+                registry.detach(seat, self, goodbye=goodbye)
+
+    async def _take_seat(self, resume_token: str | None) -> tuple[Seat, Message | None]:
+        """A seat, and the first message if it had to be read to know which."""
+        registry = self._door.registry
+        known = self._known(resume_token) if resume_token else None
+        if known is not None:
+            registry.attach(known, self)
+            return known, None
+        try:
+            seat = registry.open(self)
+            log.info("session.created", session_id=seat.session.id, client="page" if self._extended else "api")
+            return seat, None
+        except Busy:
+            if not registry.n_resumable:
+                raise
+            first = await self._first_message()  # it may own one of the seats that are held
+            event = _resume_event(first)
+            known = self._known(event["token"]) if event is not None else None
+            if known is None:
+                raise
+            registry.attach(known, self)
+            return known, first
+
+    def _known(self, token: str) -> Seat | None:
+        seat = self._door.registry.find(token)
+        self._door.metrics.resumed("ok" if seat is not None else "unknown")
+        return seat
+
+    async def _talk(self, seat: Seat, first: Message | None, *, resumed: bool) -> bool:
+        """Greet, then receive and send until one of the two ends. True: the client said goodbye."""
+        writer, session, taken_over = seat.writer, seat.session, seat.taken_over
+        writer.extended = self._extended
+        await self._send(writer.created(resumed=resumed, resume_token=seat.token))
+        if resumed:
+            for message in (*writer.history(), *([writer.state()] if self._extended else [])):
+                await self._send(message)
+            if first is None:
+                first = await self._first_message()
+            event = _resume_event(first)
+            if event is None:
+                session.replay()
+            else:
+                session.replay(event.get("turn", 0), event.get("sample", -1))
+                first = None
+        replaced = asyncio.create_task(taken_over.wait(), name="taken over")
+        receiving = asyncio.create_task(self._receive(seat, first), name="receive")
+        sending = asyncio.create_task(self._write(seat), name="send")
+        tasks = {replaced, receiving, sending}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if replaced.done():
+                await _say_goodbye(self._websocket, None, TAKEN_OVER)
+                return False
+            if receiving.done():
+                return receiving.result()
+            sending.result()
+            return False
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _receive(self, seat: Seat, first: Message | None) -> bool:
+        """Read messages until the client leaves. True: it closed in good order."""
+        answers: list[Json] = []
+        reader = Reader(
+            seat.session,
+            send=answers.append,
+            voices=self._door.voices,
+            default=self._door.turn_detection,
+            on_underruns=self._door.metrics.underruns,
+            pause=lambda: asyncio.sleep(0),
+            new_id=self._door.new_id,
+        )
+        may_resume = first is None
+        while True:
+            message = first or await self._websocket.receive()
+            first = None
+            if message["type"] == "websocket.disconnect":
+                return message.get("code") in CLOSED_BY_PEER
+            if message.get("bytes") is not None:
+                await reader.audio(message["bytes"])
+            elif may_resume and (event := _resume_event(message)) is not None:
+                self._go_on(seat, event, message)
+                answers.append(error_json(NotFound("this session is over", code="session_not_found")))
+            else:
+                await reader.text(message.get("text") or "")
+            may_resume = False
+            for answer in answers:
+                await self._send(seat.writer.text(answer))
+            answers.clear()
+            if reader.n_malformed >= MAX_MALFORMED:
+                await _say_goodbye(self._websocket, None, INVALID_DATA)
+                return False
+
+    def _go_on(self, seat: Seat, event: Json, message: Message) -> None:
+        known = self._known(event["token"])
+        if known is not None and known is not seat:
+            raise _GoOn(known, message)
+
+    async def _write(self, seat: Seat) -> None:
+        """Write what the session has to say; a client that does not read is dropped."""
+        outbox, writer = seat.session.outbox, seat.writer
+        while True:
+            entry = await outbox.get()
+            for message in writer.messages(entry):
+                await self._send(message)
+
+    async def _send(self, message: str | bytes) -> None:
+        try:
+            async with asyncio.timeout(self._door.network.send_timeout_s):
+                if isinstance(message, bytes):
+                    await self._websocket.send_bytes(message)
+                else:
+                    await self._websocket.send_text(message)
+        except TimeoutError:
+            self._door.metrics.slow_client()
+            log.info("socket.slow_client")
+            await _say_goodbye(self._websocket, None, SLOW_CLIENT)
+            raise
+
+    async def _first_message(self) -> Message | None:
+        """What the client sends within a moment, if anything."""
+        try:
+            async with asyncio.timeout(RESUME_WAIT_S):
+                return await self._websocket.receive()
+        except TimeoutError:
+            return None
+
+
+def _resume_event(message: Message | None) -> Json | None:
+    """The message as a voicepod.resume event with a token, or None."""
+    with contextlib.suppress(ValueError, RecursionError):
+        event = json.loads((message or {}).get("text") or "null")
+        if isinstance(event, dict) and event.get("type") == "voicepod.resume":
+            fields = {"token": "", "turn": 0, "sample": -1}
+            return {name: event[name] if type(event.get(name)) is type(no) else no for name, no in fields.items()}
+    return None

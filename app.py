@@ -1,0 +1,90 @@
+"""Voicepod: settings -> engines -> ASGI application with its page -> uvicorn. Wiring only."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+
+import structlog
+import uvicorn
+
+import ui
+from api.application import Server
+from logs import configure_logging, release_logging
+from pipeline.errors import ConfigError, VoicepodError
+from settings import Settings
+from settings_sources import load_settings, make_private_directory
+from ui.content import EXAMPLES, PERSONAS
+
+log = structlog.get_logger()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve until interrupted; gives the exit status."""
+    try:
+        loaded = load_settings(sys.argv[1:] if argv is None else argv, os.environ)
+        if loaded.print_config:
+            print(loaded.describe())
+            return 0
+        configure_logging(loaded.settings)
+        for notice in loaded.notices:
+            log.warning("settings.notice", text=notice)
+        make_private_directory(loaded.settings.cache.dir, "cache.dir")
+        return serve(loaded.settings)
+    except ConfigError as error:
+        print(f"voicepod: {error.message}", file=sys.stderr)
+        return 1
+    finally:
+        release_logging()
+
+
+def serve(settings: Settings) -> int:
+    """Run the server. An engine that cannot load ends it with the reason."""
+    fatal: list[BaseException] = []
+
+    def stop_for(error: BaseException) -> None:
+        fatal.append(error)
+        http.should_exit = True
+
+    server = Server(settings, on_fatal=stop_for)
+    ui.mount(
+        server.app,
+        ui.PageContext(
+            mint_token=server.mint_page_token,
+            metrics=server.page_metrics,
+            session_figures=server.metrics.session_figures,
+            examples=EXAMPLES,
+            personas={**PERSONAS, "Assistant": settings.llm.system_prompt},
+        ),
+    )
+    network = settings.network
+    http = uvicorn.Server(
+        uvicorn.Config(
+            server.app,
+            host=network.host,
+            port=network.port,
+            log_config=None,
+            ssl_certfile=network.tls_cert,
+            ssl_keyfile=network.tls_key,
+            ws_max_size=network.max_frame_bytes,
+            ws_ping_interval=network.ping_interval_s,
+            ws_ping_timeout=network.ping_timeout_s,
+            ws_per_message_deflate=False,  # PCM does not compress; it would cost time and 300 kB a socket
+            timeout_graceful_shutdown=int(network.shutdown_grace_s),
+            server_header=False,
+        )
+    )
+    scheme = "https" if network.tls_cert else "http"
+    log.info("server.starting", url=f"{scheme}://{network.host}:{network.port}")
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it anew once everything is closed
+        http.run()
+    if fatal:
+        reason = fatal[0].message if isinstance(fatal[0], VoicepodError) else "an engine could not be loaded"
+        print(f"voicepod: {reason}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

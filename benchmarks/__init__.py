@@ -1,0 +1,1 @@
+"""Measurements: latency, overhead, quality. Figures are ratios in one run; docs/measurements.md is the notebook."""

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# One command from a bare clone to a page on port 7860: system packages (as root), virtual environment, models, server.
+# Arguments go to the server: ./container_startup.sh --host 0.0.0.0 --port 7860. `./container_startup.sh --help` lists them.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+profile=cpu
+if command -v nvidia-smi >/dev/null && nvidia-smi --list-gpus >/dev/null 2>&1; then profile=gpu; fi
+scripts/setup.sh "$profile"
+exec .venv/bin/python app.py --profile "$profile" "$@"

@@ -1,0 +1,240 @@
+"""What an engine is: four Protocols, the values that cross them, and the registry of adapters.
+
+An engine holds weights, never a conversation. Blocking work runs in the engine's own lane (`lanes.py`), so every
+method here may be awaited on the event loop. Streams are declared `def`, not `async def`: an async generator satisfies
+them, and the caller closes it with `contextlib.aclosing`, which is also how a stream is cancelled.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from pipeline.audio import AudioChunk, Samples
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from settings import Settings
+
+EngineKind = Literal["vad", "asr", "llm", "tts"]
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """Facts about a loaded engine. `sample_rate` in hertz is what it takes (vad, asr) or gives (tts); 0 for an llm.
+
+    `capacity` is how many jobs run at once. `languages` are ISO 639-1 codes, empty when any text will do.
+    `context_tokens` is the LLM's window, prompt and answer together.
+    """
+
+    kind: EngineKind
+    name: str
+    model: str
+    device: str = "cpu"
+    sample_rate: int = 0
+    capacity: int = 1
+    languages: tuple[str, ...] = ()
+    voices: tuple[Voice, ...] = ()
+    context_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """A voice the TTS can speak with: `id` names it to the engine, `language` is an ISO 639-1 code."""
+
+    id: str
+    name: str
+    language: str
+    speed: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One word with its times, in seconds from the start of the audio it belongs to."""
+
+    text: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """What was said. `language` is an ISO 639-1 code; `text` is empty when there was no speech."""
+
+    text: str
+    language: str
+    words: tuple[Word, ...] = ()
+    audio_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One entry of what the LLM reads."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechPiece:
+    """A stretch of reply that is spoken as one: `spoken` stands for the characters `[reply_start, reply_end)`.
+
+    Markdown, numbers and abbreviations make the two differ.
+    """
+
+    index: int
+    spoken: str
+    reply_start: int
+    reply_end: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SpeechChunk:
+    """Audio of one piece, in piece order. The last chunk of a piece has `final=True` (its audio may be empty).
+
+    `words` have times from the start of the piece, where the engine knows them.
+    """
+
+    audio: AudioChunk
+    piece_index: int
+    words: tuple[Word, ...] = ()
+    final: bool = False
+
+
+class Engine(Protocol):
+    """What all engines share. `load` may be awaited twice; after `close` the engine refuses work."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """Facts; complete once `load` has returned."""
+        ...
+
+    @property
+    def n_waiting(self) -> int:
+        """Jobs that wait for a slot of the engine's lane."""
+        ...
+
+    async def load(self) -> None:
+        """Read the weights and run one warm-up job. `ConfigError` names a missing model or program."""
+        ...
+
+    async def close(self) -> None:
+        """Stop running jobs and free the weights."""
+        ...
+
+
+class VadStream(Protocol):
+    """Per-talk state of a VAD."""
+
+    def probability(self, frame: Samples) -> float:
+        """Speech probability in [0, 1] of one frame, float32 (frame_samples,). Called on the event loop: under 2 ms."""
+        ...
+
+    def reset(self) -> None:
+        """Forget what was heard."""
+        ...
+
+
+@runtime_checkable
+class Vad(Engine, Protocol):
+    """Voice activity detection."""
+
+    @property
+    def frame_samples(self) -> int:
+        """Samples in a frame at `info.sample_rate`."""
+        ...
+
+    def stream(self) -> VadStream:
+        """Fresh state for one talk."""
+        ...
+
+
+class TurnDetector(Engine, Protocol):
+    """Judges whether an utterance is complete."""
+
+    async def score(self, audio: AudioChunk) -> float:
+        """Probability in [0, 1] that the speaker has finished."""
+        ...
+
+
+@runtime_checkable
+class Asr(Engine, Protocol):
+    """Speech recognition of one utterance."""
+
+    async def transcribe(self, utterance: AudioChunk, *, language: str | None) -> Transcript:
+        """What was said in `utterance` (any rate). `language` None detects it. Raises `EngineError`."""
+        ...
+
+
+@runtime_checkable
+class Llm(Engine, Protocol):
+    """A chat model."""
+
+    def reply(self, messages: Sequence[Message], *, max_tokens: int | None = None) -> AsyncIterator[str]:
+        """Text deltas of the answer, at most `max_tokens` (None: the setting). Closing the iterator stops the model."""
+        ...
+
+    async def count_tokens(self, text: str) -> int:
+        """Tokens of `text` alone, without the chat template."""
+        ...
+
+
+@runtime_checkable
+class Tts(Engine, Protocol):
+    """Speech synthesis."""
+
+    def synthesize(self, pieces: AsyncIterator[SpeechPiece], *, voice: Voice) -> AsyncIterator[SpeechChunk]:
+        """Audio at `info.sample_rate` for the pieces as they come, in order. Closing the iterator stops the model."""
+        ...
+
+
+# name -> "module:class"; a module is imported when its engine is asked for, so that unused model libraries stay out.
+ENGINES: dict[EngineKind, dict[str, str]] = {
+    "vad": {
+        "silero": "pipeline.engines.vad_silero:SileroVad",
+        "webrtc": "pipeline.engines.vad_webrtc:WebrtcVad",
+    },
+    "asr": {"faster_whisper": "pipeline.engines.asr_faster_whisper:FasterWhisperAsr"},
+    "llm": {"llamacpp": "pipeline.engines.llm_llamacpp:LlamaCppLlm"},
+    "tts": {
+        "kokoro": "pipeline.engines.tts_kokoro:KokoroTts",
+        "piper": "pipeline.engines.tts_piper:PiperTts",
+    },
+}
+
+
+def create_engine(kind: EngineKind, name: str, settings: Settings) -> Any:
+    """An unloaded engine, built by its adapter's `from_settings`. `ConfigError` lists the names that exist."""
+    known = ENGINES[kind]
+    if name not in known:
+        raise ConfigError(f"there is no {kind} engine '{name}'; choose one of: {', '.join(sorted(known))}")
+    module_name, class_name = known[name].split(":")
+    adapter = getattr(importlib.import_module(module_name), class_name)
+    return adapter.from_settings(settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """The four engines of a talk, shared by all sessions."""
+
+    vad: Vad
+    asr: Asr
+    llm: Llm
+    tts: Tts
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Engines:
+        """The engines that the settings name, not loaded yet."""
+        return cls(
+            create_engine("vad", settings.vad.engine, settings),
+            create_engine("asr", settings.asr.engine, settings),
+            create_engine("llm", settings.llm.engine, settings),
+            create_engine("tts", settings.tts.engine, settings),
+        )
+
+    def by_kind(self) -> dict[EngineKind, Engine]:
+        """The engines in the order in which they are best loaded: the small one first, then the largest."""
+        return {"vad": self.vad, "llm": self.llm, "asr": self.asr, "tts": self.tts}

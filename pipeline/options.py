@@ -1,0 +1,68 @@
+"""What a client may choose for its session. Frozen: an update makes a new value, a turn keeps the one it began with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from settings import Settings
+
+Modality = Literal["audio", "text"]
+
+# Names of the languages that a session can be set to, for the instructions of the model.
+LANGUAGES = {
+    "en": "English",
+    "de": "German",
+    "es": "Spanish",
+    "fr": "French",
+    "it": "Italian",
+    "ja": "Japanese",
+    "nl": "Dutch",
+    "pt": "Portuguese",
+    "zh": "Chinese",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TurnDetection:
+    """Server-side turn taking: `silence_ms` ends an utterance (the page calls it patience)."""
+
+    threshold: float
+    prefix_ms: int
+    silence_ms: int
+    create_response: bool = True
+    interrupt_response: bool = True
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> TurnDetection:
+        """The server's own turn taking."""
+        return cls(settings.vad.threshold, settings.vad.prefix_ms, settings.turn.end_wait_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """Rates in hertz. `language` None detects it, `turn_detection` None is hold-to-talk, `headphones` no echo guard."""
+
+    instructions: str
+    voice: str
+    turn_detection: TurnDetection | None
+    language: str | None = None
+    speed: float = 1.0
+    modality: Modality = "audio"
+    input_sample_rate: int = 24000
+    output_sample_rate: int = 24000
+    max_output_tokens: int | None = None
+    headphones: bool = False
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> SessionOptions:
+        """What a new session begins with."""
+        return cls(
+            instructions=settings.llm.system_prompt,
+            voice=settings.tts.voice,
+            turn_detection=TurnDetection.from_settings(settings),
+            language=None if settings.asr.language == "auto" else settings.asr.language,
+            speed=settings.tts.speed,
+            max_output_tokens=settings.llm.max_tokens,
+        )

@@ -1,0 +1,565 @@
+"""A session: one person's talk, from the first frame to the last, over as many sockets as it takes.
+
+A frame goes in by `feed`, a plain call: the listener finds where speech begins and ends. Speech that begins while a
+reply is heard cuts it (`barge_in`). Speech that ends becomes a turn: its transcript enters the history, then its
+response is made (`turn.py`, `response.py`) and leaves through the outbox. The session wires these parts and owns none
+of their logic.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import secrets
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from pipeline import events
+from pipeline.audio import AudioChunk
+from pipeline.conversation import Conversation, Item
+from pipeline.echo import is_echo
+from pipeline.endpointing import EndpointRules
+from pipeline.engines import lanes
+from pipeline.engines.base import Engines, Message, Voice
+from pipeline.errors import InvalidInput, VoicepodError
+from pipeline.events import AgentState, Event, ReplyReason, UserState
+from pipeline.listening import Heard, Listener
+from pipeline.options import LANGUAGES, SessionOptions
+from pipeline.outbox import Outbox
+from pipeline.records import TurnRecord
+from pipeline.response import Parts, Response
+from pipeline.turn import Waits, engine_failure, first_error, transcribe
+
+if TYPE_CHECKING:
+    from settings import TurnSettings, VadSettings
+
+# Responses whose playout is kept, for late reports and truncations of what was heard.
+REMEMBERED_RESPONSES = 32
+MIN_COMMIT_S = 0.1
+# An echo that begins this long after the end of a reply can still be its last words: loudspeaker and room add delay.
+ECHO_TAIL_S = 0.4
+
+
+def new_id(kind: str) -> str:
+    """A fresh id, such as item_3f9a0c."""
+    return f"{kind}_{secrets.token_hex(10)}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyOptions:
+    """What one reply does differently from its session; `text` is said as it is, without the model."""
+
+    instructions: str | None = None
+    spoken: bool | None = None
+    max_tokens: int | None = None
+    text: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Utterance:
+    """What the user says in one turn, from its onset until its words stand in the history."""
+
+    item_id: str
+    record: TurnRecord
+    onset_s: float = 0.0  # audio time
+    onset_at_s: float = math.inf  # the same on the session clock; a committed buffer has no onset
+    wants_reply: bool = False
+    requested: bool = False  # the client asked for the reply itself
+    said: bool = False  # words were heard
+    superseded: bool = False  # the user went on before its reply began: the later utterance answers both
+    overtook: list[Utterance] = field(default_factory=list)  # those that it superseded
+    cut: Response | None = None  # the response that it interrupted
+    asked: ReplyOptions | None = None  # what the client asked of its reply
+    transcribed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Session:
+    """The conversation engine of one person. Every method but `run` is a plain call on the session's event loop."""
+
+    def __init__(
+        self,
+        session_id: str,
+        engines: Engines,
+        options: SessionOptions,
+        *,
+        turn: TurnSettings,
+        vad: VadSettings,
+        history_tokens: int,
+        max_lead_s: float,
+        clock: Callable[[], float],
+        new_id: Callable[[str], str] = new_id,
+        listeners: Sequence[Callable[[Session, Event], None]] = (),
+    ) -> None:
+        self.id, self.options = session_id, options
+        self.conversation = Conversation()
+        self.outbox = Outbox(clock, max_audio_s=turn.max_pending_audio_s, max_lead_s=max_lead_s)
+        self.n_turns = 0
+        self._engines, self._clock, self._new_id, self._listeners = engines, clock, new_id, tuple(listeners)
+        self._turn, self._vad, self._history_tokens = turn, vad, history_tokens
+        waits = Waits(
+            asr_s=turn.asr_timeout_s,
+            first_token_s=turn.first_token_timeout_s,
+            token_s=turn.token_timeout_s,
+            first_audio_s=turn.first_audio_timeout_s,
+            audio_s=turn.audio_timeout_s,
+        )
+        self._parts = Parts(
+            engines, self.conversation, self.outbox, self._tell, self._show_state, clock, new_id, turn, waits
+        )
+        self._response: Response | None = None  # the one that is made or heard
+        self._responses: OrderedDict[int, Response] = OrderedDict()
+        self._speech: Utterance | None = None  # the one that is being spoken
+        self._unfinished: list[Utterance] = []  # spoken, and not transcribed yet
+        self._state: tuple[UserState, AgentState] = ("silent", "idle")
+        self._listener = Listener(
+            engines.vad,
+            self._rules(),
+            input_rate=options.input_sample_rate,
+            prefix_s=self._prefix_s(),
+            max_utterance_s=turn.max_utterance_s,
+        )
+        self._listener.detects = options.turn_detection is not None
+        self._tasks: asyncio.TaskGroup | None = None
+        self._closed = asyncio.Event()
+        self._n_tokens: dict[str, int] = {}
+
+    # --- life
+
+    async def run(self) -> None:
+        """Own the session's tasks until `close`; leaves none behind."""
+        with contextlib.suppress(_Closing):
+            try:
+                async with asyncio.TaskGroup() as self._tasks:
+                    await self._closed.wait()
+                    raise _Closing
+            except BaseExceptionGroup as group:
+                raise first_error(group) from None
+            finally:
+                self._tasks = None
+
+    def close(self) -> None:
+        """End the session: what is being said or made is stopped."""
+        self.barge_in()
+        self._closed.set()
+
+    @property
+    def state(self) -> tuple[UserState, AgentState]:
+        """What the user and the agent do; a page derives what it shows."""
+        return self._state
+
+    # --- the way in
+
+    def feed(self, chunk: AudioChunk) -> None:
+        """Take a chunk at the session's input rate, at most about half a second at once. `TooLarge` when full."""
+        self._listener.rules = self._rules()
+        for heard in self._listener.feed(chunk):
+            if heard.endpoint.kind == "started":
+                self._speech_started(heard)
+            elif heard.endpoint.kind == "ended":
+                self._speech_ended(heard)
+            self._listener.rules = self._rules()
+
+    def commit(self) -> None:
+        """The client ends the utterance itself; it asks for the reply with `respond`."""
+        if self._listener.buffered_s < MIN_COMMIT_S:
+            raise InvalidInput(
+                "the audio buffer is too small to commit: at least 100 ms are needed",
+                code="input_audio_buffer_commit_empty",
+            )
+        utterance = self._speech or self._new_utterance()
+        self._speech = None
+        self._commit(utterance, self._listener.take(), respond=False)
+
+    def clear(self) -> None:
+        """Forget the audio that was not committed."""
+        self._listener.clear()
+        if self._speech is not None:
+            utterance, self._speech = self._speech, None
+            self._drop(utterance, "cleared")
+            self._go_on(utterance)
+        self._show_state()
+
+    def barge_in(self, reason: ReplyReason = "client_cancelled") -> bool:
+        """Stop the reply that is being made or heard, now. False when there is none."""
+        unfinished = self._unfinished_responses()
+        for response in unfinished:
+            response.cut(reason)
+        self._show_state()
+        return bool(unfinished)
+
+    # --- the history, the options, a reply on request
+
+    def update(self, options: SessionOptions) -> None:
+        """Use these options from the next frame and the next turn on."""
+        self.options = options
+        self._listener.set_input_rate(options.input_sample_rate)
+        self._listener.prefix_s = self._prefix_s()
+        detects = options.turn_detection is not None
+        if detects != self._listener.detects:
+            self._listener.detects = detects
+            self.clear()
+        self._tell(events.OptionsChanged(at_s=self._clock()))
+
+    def add_item(self, item: Item, *, after: str | None = None) -> None:
+        """Put a message into the history."""
+        previous_item_id = self.conversation.add(item, after=after)
+        now_s = self._clock()
+        self._tell(events.ItemAdded(at_s=now_s, item=item, previous_item_id=previous_item_id))
+        self._tell(events.ItemDone(at_s=now_s, item=item, previous_item_id=previous_item_id))
+
+    def delete_item(self, item_id: str) -> None:
+        """Take a message out of the history."""
+        self.conversation.delete(item_id)
+        self._tell(events.ItemDeleted(at_s=self._clock(), item_id=item_id))
+
+    def truncate(self, item_id: str, audio_end_ms: int) -> None:
+        """Cut an assistant item to the first `audio_end_ms` of its audio: the client's word on what was heard."""
+        self.conversation.get(item_id)
+        response = next((r for r in self._responses.values() if r.item_id == item_id), None)
+        if response is None or not response.spoken:
+            raise InvalidInput("this item has no audio that could be truncated", param="item_id")
+        playout = response.playout
+        sample = audio_end_ms * playout.sample_rate // 1000
+        if not 0 <= sample <= playout.made_samples:
+            made_ms = playout.made_samples * 1000 // playout.sample_rate
+            raise InvalidInput(f"audio_end_ms is outside the item's {made_ms} ms of audio", param="audio_end_ms")
+        if not response.finished.is_set():
+            self.barge_in()
+        response.keep_heard(sample)
+
+    def respond(self, how: ReplyOptions | None = None) -> None:
+        """Reply to the history as it stands, once all that was said is written there."""
+        if self._response is not None and self._response.is_active:
+            raise InvalidInput("a response is active already", code="conversation_already_has_active_response")
+        waiting = [utterance for utterance in self._unfinished if not utterance.superseded]
+        if waiting:  # committed a moment ago: its words come first, and its turn gets the reply
+            utterance = waiting[-1]
+            utterance.wants_reply, utterance.requested, utterance.asked = True, True, how
+            self._show_state()
+        else:
+            record = self._new_record()
+            record.mark("speech_ended", self._clock())
+            self._reply(record, how or ReplyOptions())
+
+    # --- what the client tells of its playback
+
+    def played(self, turn_id: int, played_samples: int, *, started_ago_s: float | None = None) -> None:
+        """The client has played so many samples of a turn; its first sample sounded `started_ago_s` ago."""
+        response = self._responses.get(turn_id)
+        if response is None:
+            return
+        now_s, playout = self._clock(), response.playout
+        if started_ago_s is not None and played_samples > 0:
+            response.record.mark("first_heard", now_s - started_ago_s)
+        if playout.cut_at is None:
+            playout.report(played_samples, now_s)
+        elif played_samples != playout.cut_at and 0 <= played_samples <= playout.sent_samples:
+            playout.cut_at = played_samples  # the truth replaces our estimate
+            response.keep_heard(played_samples)
+
+    def hold(self) -> None:
+        """The socket is gone: what was sent and not reported counts as not heard any further."""
+        for response in self._unfinished_responses():
+            response.playout.hold(self._clock())
+
+    def replay(self, turn_id: int = 0, sample: int = -1) -> None:
+        """A new socket took over: send again what the old one lost, from `sample` of `turn_id` on."""
+        for response in reversed(self._unfinished_responses()):  # each goes in front of what waits
+            response.playout.go_on(self._clock())
+            known = turn_id == response.turn_id and sample >= 0
+            self.outbox.rewind(response.playout, sample if known else response.playout.position(self._clock()))
+
+    # --- from speech to words
+
+    def _speech_started(self, heard: Heard) -> None:
+        now_s = self._clock()
+        self._speech = utterance = self._new_utterance()
+        utterance.onset_s, utterance.onset_at_s = heard.endpoint.at_s, self._heard_at_s(heard.endpoint.at_s)
+        self._tell(
+            events.SpeechStarted(
+                at_s=now_s,
+                turn_id=utterance.record.turn_id,
+                audio_s=heard.endpoint.at_s,
+                item_id=utterance.item_id,
+            )
+        )
+        detection = self.options.turn_detection
+        if detection is not None and detection.interrupt_response:
+            for response in self._unfinished_responses():
+                response.record.barge_in_stop_s = now_s - self._heard_at_s(heard.endpoint.at_s)
+                response.cut("turn_detected")
+                utterance.cut = response
+            for earlier in self._unfinished:
+                if not earlier.superseded:
+                    earlier.superseded = True
+                    utterance.overtook.append(earlier)
+                    utterance.asked = earlier.asked or utterance.asked
+        self._show_state()
+
+    def _speech_ended(self, heard: Heard) -> None:
+        utterance, self._speech = self._speech, None
+        if utterance is None or heard.utterance is None:
+            return
+        now_s = self._clock()
+        utterance.record.mark("speech_ended", self._heard_at_s(heard.endpoint.at_s))
+        utterance.record.mark("endpointed", now_s)
+        self._tell(
+            events.SpeechStopped(
+                at_s=now_s,
+                turn_id=utterance.record.turn_id,
+                audio_s=self._listener.audio_s,
+                item_id=utterance.item_id,
+            )
+        )
+        if heard.endpoint.at_s - utterance.onset_s < self._turn.min_utterance_ms / 1000:
+            self._drop(utterance, "no_speech")
+            self._go_on(utterance)
+            self._show_state()
+            return
+        detection = self.options.turn_detection
+        self._commit(utterance, heard.utterance, respond=detection is not None and detection.create_response)
+
+    def _commit(self, utterance: Utterance, audio: AudioChunk, *, respond: bool) -> None:
+        """The utterance becomes an item; its place in the history is fixed before its words are known."""
+        now_s, turn_id = self._clock(), utterance.record.turn_id
+        utterance.record.mark("speech_ended", now_s)
+        utterance.record.utterance_s = audio.seconds
+        utterance.wants_reply = respond
+        item = Item(utterance.item_id, "user", "", status="in_progress", spoken=True)
+        before = self.conversation.add(item)
+        self._tell(events.UtteranceCommitted(at_s=now_s, turn_id=turn_id, item_id=item.id, previous_item_id=before))
+        self._tell(events.ItemAdded(at_s=now_s, turn_id=turn_id, item=item, previous_item_id=before))
+        earlier = tuple(self._unfinished)  # taken now: a second commit may come before the task first runs
+        self._unfinished.append(utterance)
+        self._spawn(self._take_turn(utterance, audio, earlier))
+        self._show_state()
+
+    async def _take_turn(self, utterance: Utterance, audio: AudioChunk, earlier: Sequence[Utterance]) -> None:
+        """Transcribe, then reply. An interruption never stops the transcription: what was said is not lost."""
+        lanes.job_priority.set(lambda: (lanes.FIRST_AUDIO, 0.0))
+        said_something = await self._transcribe(utterance, audio)
+        for other in earlier:  # their words stand before ours in the history
+            await other.transcribed.wait()
+        self._unfinished.remove(utterance)
+        utterance.transcribed.set()
+        if self._closed.is_set():
+            return
+        if said_something and utterance.wants_reply and not utterance.superseded:
+            self._reply(utterance.record, utterance.asked or ReplyOptions())
+        elif not said_something and not utterance.superseded:
+            if utterance.requested:
+                self._reply_with_nothing(utterance)
+            else:
+                self._go_on(utterance)
+        self._show_state()
+
+    async def _transcribe(self, utterance: Utterance, audio: AudioChunk) -> bool:
+        """Write the user's words into the history. False when there were none, or only our own voice."""
+        turn_id, item_id = utterance.record.turn_id, utterance.item_id
+        try:
+            transcript = await transcribe(
+                self._engines.asr, audio, language=self.options.language, waits=self._parts.waits
+            )
+        except Exception as error:  # boundary: the turn fails, the session lives on
+            failure = error if isinstance(error, VoicepodError) else engine_failure(error, "asr")
+            utterance.wants_reply = False
+            self._end_item(turn_id, item_id, content="", completed=False)
+            now_s = self._clock()
+            self._tell(events.TranscriptFailed(at_s=now_s, turn_id=turn_id, item_id=item_id, error=failure))
+            self._tell(events.TurnFailed(at_s=now_s, turn_id=turn_id, error=failure))
+            utterance.record.outcome, utterance.record.error_code = "failed", failure.code
+            self._tell(events.TurnDone(at_s=now_s, turn_id=turn_id, record=utterance.record))
+            return True
+        now_s = self._clock()
+        utterance.record.mark("asr_done", now_s)
+        reason = self._why_nothing(utterance, transcript.text)
+        if reason is not None:
+            with contextlib.suppress(VoicepodError):  # the client may have deleted it
+                self.delete_item(item_id)
+            self._drop(utterance, reason)
+            return False
+        utterance.said = True
+        self._tell(events.TranscriptReady(at_s=now_s, turn_id=turn_id, item_id=item_id, transcript=transcript))
+        self._end_item(turn_id, item_id, content=transcript.text, completed=True)
+        return True
+
+    def _why_nothing(self, utterance: Utterance, text: str) -> events.DropReason | None:
+        if not text.strip():
+            return "no_speech"
+        guarded = self._turn.echo_guard and not self.options.headphones
+        if guarded and any(is_echo(text, reply.text) for reply in self._heard_during(utterance)):
+            return "echo"
+        return None
+
+    def _heard_during(self, utterance: Utterance) -> Iterator[Response]:
+        """Replies that the microphone may have picked up: the one that was cut, or one that had only just ended."""
+        if utterance.cut is not None:
+            yield utterance.cut
+        last = self._response
+        if last is not None and last.finished.is_set() and utterance.onset_at_s < last.finished_at_s + ECHO_TAIL_S:
+            yield last
+
+    def _drop(self, utterance: Utterance, reason: events.DropReason) -> None:
+        self._tell(
+            events.UtteranceDropped(
+                at_s=self._clock(), turn_id=utterance.record.turn_id, item_id=utterance.item_id, reason=reason
+            )
+        )
+
+    def _go_on(self, utterance: Utterance) -> None:
+        """It was no interruption: answer what it held up, or say the rest of what was cut."""
+        overtaken = _all_overtaken(utterance)
+        for other in overtaken:
+            if other in self._unfinished:  # what it said is not known yet: it takes its place again
+                other.superseded, other.cut = False, other.cut or utterance.cut
+                return
+        if any(other.said and other.wants_reply for other in overtaken):
+            self._reply(utterance.record, utterance.asked or ReplyOptions())
+            return
+        cut = next((other.cut for other in (utterance, *overtaken) if other.cut is not None), None)
+        if cut is None or (cut.text and not cut.unheard().strip()) or (cut.text and not cut.spoken):
+            return
+        self._reply(utterance.record, ReplyOptions(text=cut.unheard() if cut.text else None, spoken=cut.spoken))
+
+    def _reply_with_nothing(self, utterance: Utterance) -> None:
+        """The client asked for a reply to words that were none: its response ends at once, and says why."""
+        response = Response(self._parts, utterance.record, spoken=False, sample_rate=self.options.output_sample_rate)
+        self._response = response
+        self._spawn(response.fail(InvalidInput("no words were heard in the audio", code="no_speech")))
+
+    # --- from words to speech
+
+    def _reply(self, record: TurnRecord, how: ReplyOptions) -> None:
+        spoken = self.options.modality == "audio" if how.spoken is None else how.spoken
+        response = Response(self._parts, record, spoken=spoken, sample_rate=self.options.output_sample_rate)
+        previous, self._response = self._response, response
+        self._responses[record.turn_id] = response
+        while len(self._responses) > REMEMBERED_RESPONSES:
+            self._responses.popitem(last=False)
+        response.task = self._spawn(self._run_response(response, how, previous))
+        self._show_state()
+
+    async def _run_response(self, response: Response, how: ReplyOptions, previous: Response | None) -> None:
+        options = self.options
+        max_tokens = how.max_tokens or options.max_output_tokens
+        try:
+            if previous is not None:  # it may still be heard, when nothing interrupted it
+                await previous.finished.wait()
+            voice = self._voice(options)
+            if how.text is None:
+                messages = await self._messages(how.instructions or _instructions(options, voice))
+                deltas = self._engines.llm.reply(messages, max_tokens=max_tokens)
+            else:
+                deltas = _one(how.text)
+            await response.run(deltas, voice=voice, max_tokens=max_tokens)
+        except Exception as error:  # boundary: the turn fails, the session lives on
+            cause = first_error(error)
+            await response.fail(cause if isinstance(cause, VoicepodError) else engine_failure(cause, "reply"))
+
+    async def _messages(self, instructions: str) -> tuple[Message, ...]:
+        """The history that fits the model's window."""
+        texts = [instructions, *(item.remembered for item in self.conversation)]
+        for text in texts:
+            if text not in self._n_tokens:
+                self._n_tokens[text] = await self._engines.llm.count_tokens(text)
+        self._n_tokens = {text: self._n_tokens[text] for text in texts}
+        return self.conversation.messages(
+            instructions, max_tokens=self._history_tokens, count=self._n_tokens.__getitem__
+        )
+
+    def _voice(self, options: SessionOptions) -> Voice:
+        """The chosen voice, or one that speaks the session's language."""
+        voices = self._engines.tts.info.voices
+        chosen = next((voice for voice in voices if voice.id == options.voice), None)
+        if chosen is None:
+            raise InvalidInput("this voice does not exist", code="voice_not_found", param="voice")
+        if options.language is not None and chosen.language != options.language:
+            chosen = next((voice for voice in voices if voice.language == options.language), chosen)
+        return replace(chosen, speed=options.speed)
+
+    # --- small things
+
+    def _new_record(self) -> TurnRecord:
+        self.n_turns += 1
+        return TurnRecord(self.n_turns)
+
+    def _new_utterance(self) -> Utterance:
+        return Utterance(self._new_id("item"), self._new_record())
+
+    def _end_item(self, turn_id: int, item_id: str, *, content: str, completed: bool) -> None:
+        with contextlib.suppress(VoicepodError):  # the client deleted it meanwhile
+            item = self.conversation.write(item_id, content=content, status="completed" if completed else "incomplete")
+            before = self.conversation.previous_id(item_id)
+            self._tell(events.ItemDone(at_s=self._clock(), turn_id=turn_id, item=item, previous_item_id=before))
+
+    def _heard_at_s(self, audio_s: float) -> float:
+        """When the audio of `audio_s` came in, if it came in real time."""
+        return self._clock() - (self._listener.audio_s - audio_s)
+
+    def _prefix_s(self) -> float:
+        detection = self.options.turn_detection
+        return (self._vad.prefix_ms if detection is None else detection.prefix_ms) / 1000
+
+    def _rules(self) -> EndpointRules:
+        """What counts as speech now: more is asked while the assistant speaks and could hear itself."""
+        detection, vad = self.options.turn_detection, self._vad
+        threshold = vad.threshold if detection is None else detection.threshold
+        end_wait_s = (self._turn.end_wait_ms if detection is None else detection.silence_ms) / 1000
+        guarded = self._turn.echo_guard and not self.options.headphones
+        if guarded and self._agent_state() == "speaking":
+            least_s = vad.speaking_min_speech_ms / 1000
+            return EndpointRules(max(threshold, vad.speaking_threshold), least_s, end_wait_s)
+        return EndpointRules(threshold, vad.min_speech_ms / 1000, end_wait_s)
+
+    def _unfinished_responses(self) -> list[Response]:
+        """What is made or heard, oldest first: usually one, two when a reply waits for the one before it to end."""
+        return [response for response in self._responses.values() if not response.finished.is_set()]
+
+    def _agent_state(self) -> AgentState:
+        if unfinished := self._unfinished_responses():
+            return "speaking" if any(response.has_audio for response in unfinished) else "thinking"
+        return "thinking" if any(u.wants_reply and not u.superseded for u in self._unfinished) else "idle"
+
+    def _show_state(self) -> None:
+        state: tuple[UserState, AgentState] = ("silent" if self._speech is None else "speaking", self._agent_state())
+        if state != self._state:
+            self._state = state
+            self._tell(events.StateChanged(at_s=self._clock(), user=state[0], agent=state[1]))
+
+    def _tell(self, event: Event, *, behind_audio: bool = False) -> None:
+        self.outbox.put(event, behind_audio=behind_audio)
+        for listener in self._listeners:
+            listener(self, event)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        if self._tasks is None or self._closed.is_set():
+            work.close()
+            raise InvalidInput("the session is closed", code="session_closed")
+        return self._tasks.create_task(work)
+
+
+class _Closing(Exception):
+    """Ends the session's task group."""
+
+
+def _all_overtaken(utterance: Utterance) -> list[Utterance]:
+    """What the user said before, that waits for the answer to `utterance`; newest first."""
+    found: list[Utterance] = []
+    for other in reversed(utterance.overtook):
+        found += [other, *_all_overtaken(other)]
+    return found
+
+
+async def _one(text: str) -> AsyncIterator[str]:
+    yield text
+
+
+def _instructions(options: SessionOptions, voice: Voice) -> str:
+    """The session's instructions, and the language to answer in: the voice's, since it must speak the answer."""
+    if options.language is None or options.modality == "text":
+        return options.instructions
+    name = LANGUAGES.get(voice.language, voice.language)
+    return f"{options.instructions} Answer in {name}."

@@ -1,0 +1,327 @@
+"""Where settings come from: command line > environment > file > defaults, each value with the name of its source.
+
+A key that does not exist stops the start and names the nearest one; a value that is not accepted stops it with the
+key, the value (never a secret) and what is accepted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NoReturn, get_args
+
+from pydantic import ValidationError
+
+from pipeline.errors import ConfigError
+from settings import Settings
+from settings_guide import ALIASES, LIBRARY_VARIABLES, RETIRED, RETIRED_VALUES, VARIABLES
+from settings_keys import (
+    REDACTED,
+    accepted,
+    all_keys,
+    field_of,
+    is_secret,
+    nearest_inside,
+    nearest_key,
+    one_line,
+    section_type,
+    shown,
+)
+
+CONFIGS: Final = Path(__file__).resolve().parent / "configs"
+PROFILE_FILES: Final = {"cpu": CONFIGS / "cpu.json", "gpu": CONFIGS / "runpod_config.json"}
+_PREFIX: Final = "VOICEPOD__"
+_FLAGS: Final = {
+    "--host": ("network.host", "address to listen on"),
+    "--port": ("network.port", "port to listen on"),
+    "--tls-cert": ("network.tls_cert", "PEM certificate chain"),
+    "--tls-key": ("network.tls_key", "PEM private key"),
+    "--max-users": ("system.max_concurrent_users", "talks served at once"),
+    "--log-level": ("system.log_level", "DEBUG, INFO, WARNING, ERROR or CRITICAL"),
+    "--models-dir": ("models.dir", "directory of downloaded models"),
+}
+_LOOPBACK: Final = {"localhost", "::1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A value as it was found, and where."""
+
+    value: Any
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSettings:
+    """Settings, the source of each key that is not a default, and what the operator should read at start.
+
+    `library_variables` are the variables that stay in the environment for a library to read.
+    """
+
+    settings: Settings
+    sources: dict[str, str]
+    notices: list[str]
+    profile: str
+    print_config: bool
+    library_variables: dict[str, str]
+
+    def describe(self) -> str:
+        """One line per key, `key = value  # source`, secrets redacted; then variables of libraries and notices."""
+        rows = [(key, shown(self.settings, key), self.sources.get(key, "default")) for key in all_keys()]
+        rows += [
+            (name, json.dumps(value), f"environment, read by {LIBRARY_VARIABLES[name]}")
+            for name, value in sorted(self.library_variables.items())
+        ]
+        lines = [f"{key} = {value}  # {source}" for key, value, source in rows]
+        return "\n".join(lines + [f"# notice: {notice}" for notice in self.notices])
+
+
+def load_settings(argv: Sequence[str] | None, environ: Mapping[str, str], file: Path | None = None) -> LoadedSettings:
+    """The settings from all sources. `argv` is without the program's name; None means no command line.
+
+    `file` is read unless `--config` names another; with neither it is `config.json` in the working directory, else
+    the profile's file. Raises ConfigError; `--help` exits.
+    """
+    options = _parser().parse_args(list(argv or ()))
+    config = Path(options.config) if options.config else file
+    notices: list[str] = []
+    if config is None:
+        own = Path("config.json")
+        config = own if os.path.lexists(own) else PROFILE_FILES[options.profile or "cpu"]
+        if config == own and options.profile:
+            notices.append(f"config.json is used instead of the file of profile {options.profile}")
+    given: dict[str, Given] = {}
+    for layer in (_from_cache(environ), _from_file(config), _from_environment(environ), _from_options(options)):
+        given |= _admit(layer, notices)
+    settings = _validate(given)
+    settings, derived = _quantization(settings, given)
+    notices += _advice(settings)
+    return LoadedSettings(
+        settings=settings,
+        sources={key: entry.source for key, entry in given.items()} | derived,
+        notices=notices,
+        profile=options.profile or "cpu",
+        print_config=options.print_config,
+        library_variables={name: environ[name] for name in LIBRARY_VARIABLES if environ.get(name)},
+    )
+
+
+def _from_cache(environ: Mapping[str, str]) -> Iterator[tuple[str, Given]]:
+    root = environ.get("VOICEPOD_CACHE")
+    if not root:
+        return
+    for key, folder in (("models.dir", "models"), ("voices.dir", "voices"), ("cache.dir", "audio")):
+        yield key, Given(Path(root) / folder, "environment VOICEPOD_CACHE")
+
+
+def _from_file(path: Path) -> Iterator[tuple[str, Given]]:
+    label = str(path.relative_to(CONFIGS.parent) if path.is_relative_to(CONFIGS) else path)
+    try:
+        document = json.loads(
+            path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once, parse_constant=_no_constant
+        )
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is no JSON configuration: {error}") from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path} holds no JSON object")
+    for name, content in document.items():
+        field = Settings.model_fields.get(name)
+        if field is None:
+            raise ConfigError(f"unknown section {one_line(name)} in {path}; did you mean {nearest_key(name)}?")
+        if section_type(field) is None:
+            yield name, Given(content, label)
+            continue
+        if not isinstance(content, dict):
+            raise ConfigError(f"{name} in {path} is not accepted: it takes an object with the section's keys")
+        for key, value in content.items():
+            dotted = f"{name}.{key}"
+            if dotted in all_keys() and is_secret(dotted):
+                raise ConfigError(f"{dotted} is a secret: set it in the environment, not in {path}")
+            yield dotted, Given(value, label)
+
+
+def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Given]]:
+    for variable, keys in VARIABLES.items():
+        text = environ.get(variable)
+        for key in keys if text else ():
+            yield key, Given(_parsed(key, text or "", variable), f"environment {variable}")
+    for variable in sorted(environ):
+        if variable.startswith(_PREFIX) and environ[variable]:
+            key = variable.removeprefix(_PREFIX).lower().replace("__", ".", 1)
+            yield key, Given(_parsed(key, environ[variable], variable), f"environment {variable}")
+
+
+def _from_options(options: argparse.Namespace) -> Iterator[tuple[str, Given]]:
+    for flag, (key, _) in _FLAGS.items():
+        text = getattr(options, flag.removeprefix("--").replace("-", "_"))
+        if text is not None:
+            yield key, Given(_parsed(key, text, flag), f"command line {flag}")
+    for assignment in options.set:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError("--set takes section.key=value")
+        if key in all_keys() and is_secret(key):
+            raise ConfigError(f"{key} is a secret: set it in the environment, other users can see command lines")
+        yield key, Given(_parsed(key, text, "--set"), "command line --set")
+
+
+def _admit(layer: Iterator[tuple[str, Given]], notices: list[str]) -> dict[str, Given]:
+    """One source's keys under the names they have here; retired keys become notices."""
+    given: dict[str, Given] = {}
+    renamed: set[str] = set()
+    for key, entry in layer:
+        if key in RETIRED:
+            if key in RETIRED_VALUES and entry.value not in (RETIRED_VALUES[key], str(RETIRED_VALUES[key]).lower()):
+                raise ConfigError(f"{key} ({entry.source}) cannot be switched off: {RETIRED[key]}")
+            notices.append(f"{key} ({entry.source}) has no effect: {RETIRED[key]}")
+            continue
+        name = ALIASES.get(key, key)
+        if name not in all_keys():
+            raise ConfigError(f"unknown key {one_line(key)} ({entry.source}); did you mean {nearest_key(key)}?")
+        if name in given and (name != key or name in renamed):
+            raise ConfigError(f"{name} is given twice ({entry.source}): once under its other name")
+        if name != key:
+            renamed.add(name)
+        given[name] = entry
+    return given
+
+
+def _parsed(key: str, text: str, origin: str) -> Any:
+    """The text of a variable or an option as the value that its key takes; unknown keys keep the text."""
+    if key in RETIRED or (name := ALIASES.get(key, key)) not in all_keys() or is_secret(name):
+        return text
+    if name == "logging":
+        try:
+            return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+        except (ValueError, RecursionError):
+            raise ConfigError(f"{name} ({origin}) is not accepted: it takes {accepted(name)}") from None
+    field = field_of(name)
+    choices = get_args(field.annotation)
+    if type(None) in choices and text.lower() in ("none", "null"):
+        return None
+    if getattr(field.annotation, "__origin__", None) is tuple:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    numbers = {str(choice): choice for choice in choices if isinstance(choice, int)}
+    return numbers.get(text, text)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys are unique; the parser alone would keep the last of two."""
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"the key {one_line(key)} stands there twice")
+    return dict(pairs)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _validate(given: Mapping[str, Given]) -> Settings:
+    tree: dict[str, Any] = {}
+    for key, entry in given.items():
+        section, _, name = key.partition(".")
+        if name:
+            tree.setdefault(section, {})[name] = entry.value
+        else:
+            tree[section] = entry.value
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        problems = [_problem(dict(detail), given) for detail in error.errors(include_url=False)]
+    except RecursionError:
+        problems = ["the configuration is nested too deeply"]
+    # Raised out here, so that no traceback shows the validator's copy of the values.
+    raise ConfigError("\n".join(problems))
+
+
+def _problem(detail: dict[str, Any], given: Mapping[str, Given]) -> str:
+    """One line for one finding of the validator."""
+    path = [str(part) for part in detail["loc"]]
+    key = ".".join(path[:2]) if ".".join(path[:2]) in all_keys() else path[0]
+    where = f" ({given[key].source})" if key in given else ""
+    place = one_line(".".join(path))
+    reason = str(detail["ctx"]["error"]) if detail["type"] == "value_error" else ""
+    if detail["type"] == "extra_forbidden":
+        return f"unknown key {place}{where}; did you mean {nearest_inside(detail['loc'])}?"
+    if key not in all_keys():
+        return f"{place} is not accepted: {reason or 'an object with keys is expected'}"
+    if is_secret(key):
+        return f"{place} = {REDACTED}{where} is not accepted: it takes {accepted(key)}"
+    value = "" if isinstance(detail["input"], dict | list | tuple) else f" = {one_line(detail['input'])}"
+    if place != key:
+        return f"{place}{value}{where} is not accepted: {reason or detail['msg']}"
+    return f"{place}{value}{where} is not accepted: it takes {reason or accepted(key)}"
+
+
+def _quantization(settings: Settings, given: Mapping[str, Given]) -> tuple[Settings, dict[str, str]]:
+    """The guide's quantisation keys choose `asr.compute_type`, unless it is given itself."""
+    asked = [key for key in given if key.startswith("model_optimization.")]
+    if not asked or "asr.compute_type" in given:
+        return settings, {}
+    wanted = settings.model_optimization
+    compute_type = f"int{wanted.quantization_bits}" if wanted.enable_quantization else "default"
+    asr = settings.asr.model_copy(update={"compute_type": compute_type})
+    source = f"{given[asked[0]].source}, by model_optimization"
+    return settings.model_copy(update={"asr": asr}), {"asr.compute_type": source}
+
+
+def _advice(settings: Settings) -> Iterator[str]:
+    network = settings.network
+    if network.cors_enabled and not network.allowed_origins:
+        yield "network.cors_enabled lets nobody in: network.allowed_origins is empty"
+    if not (network.host in _LOOPBACK or network.host.startswith("127.")):
+        yield f"network.host {network.host}: everyone who can reach this port can talk to the assistant"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong command line as ConfigError instead of leaving the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"command line: {one_line(message)}")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As usual, but an unknown option names the nearest one."""
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            word = unknown[0].partition("=")[0]
+            nearest = difflib.get_close_matches(word, list(self._option_string_actions), 1, 0.0)[0]
+            raise ConfigError(f"unknown option {one_line(word)}; did you mean {nearest}?")
+        return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="app.py", description="Talk to a local AI in your browser.", allow_abbrev=False)
+    parser.add_argument("--profile", choices=sorted(PROFILE_FILES), help="which configuration to start from")
+    parser.add_argument("--config", metavar="FILE", help="configuration file (default: config.json, if present)")
+    for flag, (_, description) in _FLAGS.items():
+        parser.add_argument(flag, help=description)
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any other setting")
+    parser.add_argument("--print-config", action="store_true", help="show every value with its source, then exit")
+    return parser
+
+
+def make_private_directory(path: Path, key: str) -> None:
+    """Makes `path` so that only this user can look into it; ConfigError names `key` when that cannot be.
+
+    A directory that somebody else prepared at a predictable place (such as /tmp/audio_cache) is refused.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            raise ConfigError(f"{key} {path} is no directory of this user; choose another")
+        path.chmod(0o700)
+    except OSError as error:
+        raise ConfigError(f"{key} {path} cannot be made: {error.strerror}") from None

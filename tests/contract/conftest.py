@@ -1,0 +1,70 @@
+"""Every registered engine, loaded once for the whole run: weights take seconds to read and the tests share them.
+
+A machine without the models skips with the reason; with VOICEPOD_REQUIRE_MODELS=1 the same is a failure, so that a run
+which is meant to have them cannot pass by skipping. Lanes belong to one event loop: these tests run in the session's.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from pipeline.engines.base import ENGINES, Asr, EngineKind, Llm, Tts, Vad, create_engine
+from pipeline.engines.lanes import Lane
+from pipeline.errors import ConfigError
+from settings import Settings
+
+OPTIONAL = {"piper"}  # installed on request, never by the profile
+
+WAIT_S = 60.0  # only a fault waits this long; the machine may be busy
+
+
+async def load_engine(kind: EngineKind, name: str) -> Any:
+    """A loaded engine of the default settings, or a skip that says what is missing."""
+    engine = create_engine(kind, name, Settings())
+    try:
+        await engine.load()
+    except ConfigError as error:
+        await engine.close()
+        if os.environ.get("VOICEPOD_REQUIRE_MODELS") and name not in OPTIONAL:
+            raise
+        pytest.skip(error.message)
+    return engine
+
+
+async def idle(engine: Any) -> None:
+    """Return once no step of the engine runs."""
+    lane: Lane = engine._lane
+    async with asyncio.timeout(WAIT_S):
+        await lane.idle()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session", params=sorted(ENGINES["vad"]))
+async def vad(request: pytest.FixtureRequest) -> AsyncIterator[Vad]:
+    engine = await load_engine("vad", request.param)
+    yield engine
+    await engine.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session", params=sorted(ENGINES["asr"]))
+async def asr(request: pytest.FixtureRequest) -> AsyncIterator[Asr]:
+    engine = await load_engine("asr", request.param)
+    yield engine
+    await engine.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session", params=sorted(ENGINES["llm"]))
+async def llm(request: pytest.FixtureRequest) -> AsyncIterator[Llm]:
+    engine = await load_engine("llm", request.param)
+    yield engine
+    await engine.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session", params=sorted(ENGINES["tts"]))
+async def tts(request: pytest.FixtureRequest) -> AsyncIterator[Tts]:
+    engine = await load_engine("tts", request.param)
+    yield engine
+    await engine.close()

@@ -1,0 +1,80 @@
+"""What every speech recogniser must do."""
+
+import asyncio
+
+import jiwer
+import numpy as np
+import pytest
+
+from pipeline.audio import AudioChunk, concat
+from pipeline.engines.base import Asr
+from pipeline.errors import InvalidInput
+from tests.contract.conftest import WAIT_S, idle
+from tests.support.speech_clips import noises, questions, recordings
+from tests.support.words import plain
+
+pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="session")]
+
+RNG = np.random.default_rng(7)
+SILENT = {
+    "nothing": np.zeros(0, np.float32),
+    "silence": np.zeros(32_000, np.float32),
+    "room": (RNG.standard_normal(32_000) * 0.001).astype(np.float32),
+    "hiss": (RNG.standard_normal(32_000) * 0.02).astype(np.float32),
+}
+
+
+async def test_clips_are_understood(asr: Asr) -> None:
+    clips = [*questions(), *recordings()]
+    heard = [await asr.transcribe(clip.audio, language="en") for clip in clips]
+    assert jiwer.wer([plain(c.text) for c in clips], [plain(t.text) for t in heard]) <= 0.15
+    assert [t.audio_seconds for t in heard] == pytest.approx([c.audio.seconds for c in clips])
+
+
+async def test_the_language_is_detected(asr: Asr) -> None:
+    clip = questions()[0]
+    transcript = await asr.transcribe(clip.audio, language=None)
+    assert transcript.language == "en"
+    assert plain(transcript.text) == plain(clip.text)
+
+
+async def test_more_than_one_window_of_speech_is_understood_to_the_end(asr: Asr) -> None:
+    jfk = recordings()[0]
+    pause = AudioChunk.silence(0.5, jfk.audio.sample_rate)
+    long = concat([jfk.audio, pause] * 3, jfk.audio.sample_rate)
+    assert long.seconds > 30
+    transcript = await asr.transcribe(long, language="en")
+    assert jiwer.wer(plain(" ".join([jfk.text] * 3)), plain(transcript.text)) <= 0.15
+
+
+@pytest.mark.parametrize("name", sorted(SILENT))
+async def test_silence_gives_no_words(asr: Asr, name: str) -> None:
+    assert (await asr.transcribe(AudioChunk(SILENT[name], 16_000), language="en")).text == ""
+
+
+async def test_noise_gives_no_words(asr: Asr) -> None:
+    for clip in noises():
+        assert (await asr.transcribe(clip.audio, language=None)).text == "", clip.name
+
+
+async def test_two_utterances_at_once_do_not_mix(asr: Asr) -> None:
+    first, second = questions()[:2]
+    heard = await asyncio.gather(*(asr.transcribe(clip.audio, language="en") for clip in (first, second)))
+    assert [plain(t.text) for t in heard] == [plain(first.text), plain(second.text)]
+
+
+async def test_an_unknown_language_is_refused(asr: Asr) -> None:
+    with pytest.raises(InvalidInput):
+        await asr.transcribe(questions()[0].audio, language="xx")
+
+
+async def test_cancelling_frees_the_caller_and_then_the_lane(asr: Asr) -> None:
+    clip = questions()[0]
+    caller = asyncio.create_task(asr.transcribe(clip.audio, language="en"))
+    await asyncio.sleep(0)  # it takes the lane
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    await idle(asr)
+    after = await asyncio.wait_for(asr.transcribe(clip.audio, language="en"), WAIT_S)
+    assert plain(after.text) == plain(clip.text)

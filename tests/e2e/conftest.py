@@ -1,0 +1,69 @@
+"""A scripted server, a browser with a question for a microphone, a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Playwright, sync_playwright
+
+from tests.support.browser import CHROMIUM, VoicePage, chromium, write_microphone
+from tests.support.scripted_server import Running, running_server
+from tests.support.speech_clips import SPEECH
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything below this folder is e2e, and needs Chromium."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
+            item.add_marker(pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="needs Debian's chromium"))
+
+
+@pytest.fixture(scope="module")
+def playwright_sync() -> Iterator[Playwright]:
+    with sync_playwright() as playwright:
+        yield playwright
+
+
+@pytest.fixture(scope="session")
+def running() -> Iterator[Running]:
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def scripted(running: Running) -> Running:
+    """The scripted server with every switch turned back."""
+    running.server.reset()
+    return running
+
+
+@pytest.fixture(scope="module")
+def speaking_browser(playwright_sync: Playwright, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A browser into whose microphone somebody asks one question."""
+    clip = SPEECH / "question_capital.flac"
+    microphone = write_microphone(tmp_path_factory.mktemp("mic") / "question.wav", [(clip, 20.0)])
+    with chromium(playwright_sync, microphone=microphone) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def silent_browser(playwright_sync: Playwright, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A browser whose microphone hears nothing."""
+    microphone = write_microphone(tmp_path_factory.mktemp("mic") / "silence.wav", [], lead_in_s=30.0)
+    with chromium(playwright_sync, microphone=microphone) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(silent_browser: Browser, scripted: Running) -> Iterator[VoicePage]:
+    """The page in a browser with a silent microphone; it must not complain and must stay on its own origin."""
+    context = silent_browser.new_context(viewport={"width": 1280, "height": 860})
+    page = VoicePage(context, scripted.url).open()
+    yield page
+    context.close()
+    assert page.problems == []
+    assert page.elsewhere == []

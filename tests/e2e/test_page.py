@@ -1,0 +1,403 @@
+"""The page in Chromium against a scripted server: what people press, see and hear. No model is needed."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import soundfile
+from playwright.sync_api import Browser, Playwright, expect
+
+from tests.support.browser import VoicePage, chromium
+from tests.support.scripted_server import REPLY, Running
+from tests.support.tcp_proxy import tcp_proxy
+
+WHOLE = " ".join(REPLY)
+RATE = 24_000
+
+
+def events(scripted: Running, kind: str) -> list[dict[str, Any]]:
+    return [event for event in scripted.server.talk.received if event["type"] == kind]
+
+
+def wait_until(page: VoicePage, condition: Callable[[], bool]) -> None:
+    """Let the page live on until the server has seen something; fails after 20 s."""
+    for _ in range(400):
+        if condition():
+            return
+        page.page.evaluate("() => new Promise((resolve) => setTimeout(resolve, 50))")
+    raise AssertionError("the server never saw it")
+
+
+def assert_seamless(pieces: list[dict[str, Any]], turn: int) -> int:
+    """The pieces of a turn follow each other sample by sample; gives how many samples they are."""
+    heard = 0
+    for piece in pieces:
+        if piece["turn"] == turn:
+            assert piece["first"] == heard
+            heard += piece["n"]
+    return heard
+
+
+def test_a_question_is_spoken_and_its_answer_heard(speaking_browser: Browser, scripted: Running) -> None:
+    context = speaking_browser.new_context()
+    page = VoicePage(context, scripted.url).open()
+    assert page.state_words == "Ready when you are"
+    page.button("Start").click()
+    page.wait_for_state("speaking")
+    page.page.locator(".message.assistant").wait_for()
+    assert page.messages()[0] == ("You", "How big is the sun?")
+    assert page.messages()[1][1] == REPLY[0], "the second sentence stands there before it is heard"
+    expect(page.page.locator(".message.assistant .words")).to_have_text(WHOLE)
+    latency = page.page.locator(".latency")
+    latency.locator("summary").click()
+    assert latency.locator("li").all_inner_texts()[:2] == ["end of speech 600 ms", "recognition 140 ms"]
+    page.wait_for_state("listening")
+    talk = scripted.server.talk
+    assert assert_seamless(page.played(), 1) == len(talk.audio)
+    reports = [event["played_samples"] for event in events(scripted, "voicepod.playback")]
+    assert reports == sorted(reports)
+    assert reports[-1] == len(talk.audio)
+    assert talk.session["audio"]["input"]["format"]["rate"] == 16000
+    assert page.problems == []
+    assert page.elsewhere == []
+    context.close()
+
+
+def assert_silent_after_interruption(page: VoicePage, scripted: Running) -> None:
+    wait_until(page, lambda: bool(events(scripted, "response.cancel")))
+    kinds = [event["type"] for event in scripted.server.talk.received]
+    cancelled = kinds.index("response.cancel")
+    assert kinds[cancelled - 1] == "voicepod.playback", "the server must know what was heard before it stops"
+    heard = scripted.server.talk.received[cancelled - 1]["played_samples"]
+    assert 0 < heard < len(scripted.server.talk.audio)
+    expect(page.page.locator(".note", has_text="interrupted")).to_be_visible()
+    played = sum(piece["n"] for piece in page.played())
+    page.type("And the moon?")
+    expect(page.page.locator(".message.assistant")).to_have_count(2)
+    page.wait_for_state("speaking")
+    later = page.played()
+    assert sum(piece["n"] for piece in later if piece["turn"] == 1) == played, "a flushed turn went on"
+    assert heard <= played
+    assert page.messages()[1][1] in (REPLY[0], " ".join(REPLY[:2]))
+
+
+def test_the_interrupt_button_silences_at_once_and_the_talk_goes_on(page: VoicePage, scripted: Running) -> None:
+    page.type("How big is the sun?")
+    page.page.locator(".message.assistant").wait_for()
+    page.button("Interrupt").click()
+    assert_silent_after_interruption(page, scripted)
+
+
+def test_escape_interrupts_from_anywhere(page: VoicePage, scripted: Running) -> None:
+    page.type("How big is the sun?")
+    page.page.locator(".message.assistant").wait_for()
+    page.page.keyboard.press("Escape")
+    assert_silent_after_interruption(page, scripted)
+
+
+def test_a_flush_of_the_server_drops_what_is_still_on_its_way(page: VoicePage, scripted: Running) -> None:
+    page.type("How big is the sun?")
+    page.page.locator(".message.assistant").wait_for()
+    page.inside("voice.socket.onEvent({ type: 'voicepod.flush', turn: 1 })")
+    page.wait_inside("voice.player.mode === 'idle'")
+    played = page.played()
+    for first in range(0, RATE, 960):
+        assert page.inside(f"voice.player.play(1, {first}, new Int16Array(960))") is False
+    page.inside("voice.player.output.post({ type: 'audio', turn: 1, first: 0, pcm: new Int16Array(9600) })")
+    page.type("And the moon?")
+    page.wait_for_state("speaking")
+    assert [piece for piece in page.played() if piece["turn"] == 1] == played
+
+
+def test_an_example_question_needs_no_microphone(playwright_sync: Playwright, scripted: Running) -> None:
+    with chromium(playwright_sync, microphone=None) as browser:
+        page = VoicePage(browser.new_context(), scripted.url).open()
+        page.button("How big is the sun?").click()
+        expect(page.page.locator(".message.assistant .words")).to_have_text(WHOLE)
+        assert page.messages()[0] == ("You", "How big is the sun?")
+        assert scripted.server.talk.n_mic_samples == 0
+        page.wait_for_state("typing")
+
+
+def test_a_denied_microphone_is_explained_and_typing_goes_on(playwright_sync: Playwright, scripted: Running) -> None:
+    with chromium(playwright_sync, microphone=None) as browser:
+        page = VoicePage(browser.new_context(), scripted.url).open()
+        page.button("Start").click()
+        alert = page.page.get_by_role("alert")
+        expect(alert.get_by_role("heading", name="The microphone is blocked")).to_be_visible()
+        expect(alert).to_contain_text("Allow the microphone for this page")
+        page.button("Type instead").click()
+        expect(alert).to_be_hidden()
+        page.wait_for_state("typing")
+        page.type("Hello")
+        page.page.locator(".message.assistant").wait_for()
+
+
+def test_a_page_without_https_says_how_to_get_it_and_still_answers(
+    playwright_sync: Playwright, scripted: Running
+) -> None:
+    rules = ("--host-resolver-rules=MAP voicepod.test 127.0.0.1",)
+    with chromium(playwright_sync, microphone=None, args=rules) as browser:
+        page = VoicePage(browser.new_context(), scripted.url.replace("127.0.0.1", "voicepod.test")).open()
+        page.button("Start").click()
+        alert = page.page.get_by_role("alert")
+        expect(alert).to_contain_text("--tls-cert CERT.pem --tls-key KEY.pem")
+        page.button("Type instead").click()
+        page.type("Hello")
+        page.page.locator(".latency").wait_for(state="attached")
+        expect(page.page.locator(".message.assistant .words")).to_have_text(WHOLE)
+        assert assert_seamless(page.played(), 1) == len(scripted.server.talk.audio)
+
+
+def test_a_lost_microphone_is_explained_and_taken_again(page: VoicePage, scripted: Running) -> None:
+    page.button("Start").click()
+    page.wait_for_state("listening")
+    page.inside("voice.mic.stream.getAudioTracks()[0].dispatchEvent(new Event('ended'))")
+    expect(page.page.get_by_role("alert")).to_contain_text("The microphone is gone")
+    page.button("Use another microphone").click()
+    page.wait_for_state("listening")
+    expect(page.page.get_by_role("alert")).to_be_hidden()
+    assert len(scripted.server.talks) == 1
+
+
+def test_hold_to_talk_sends_only_while_held_and_asks_for_an_answer(page: VoicePage, scripted: Running) -> None:
+    page.open_settings()
+    page.page.get_by_role("radio", name="Hold to talk").check(force=True)
+    page.page.locator("#settings > summary").click()
+    page.button("Start").click()
+    page.wait_for_state("listening")
+    assert scripted.server.talk.session["audio"]["input"]["turn_detection"] is None
+    page.wait_inside("voice.preroll.length === 15")
+    assert scripted.server.talk.n_mic_samples == 0
+    page.page.locator("h1").click()
+    page.page.keyboard.down("Space")
+    page.wait_for_state("hearing")
+    wait_until(page, lambda: scripted.server.talk.n_mic_samples > 16000)
+    page.page.keyboard.up("Space")
+    page.page.locator(".message.assistant").wait_for()
+    kinds = [event["type"] for event in scripted.server.talk.received if event["type"] != "voicepod.ping"]
+    assert kinds.index("input_audio_buffer.commit") < kinds.index("response.create")
+    sent = scripted.server.talk.n_mic_samples
+    button = page.button("Hold to talk")
+    box = button.bounding_box()
+    assert box is not None
+    page.page.mouse.move(box["x"] + 20, box["y"] + 20)
+    page.page.mouse.down()
+    wait_until(page, lambda: scripted.server.talk.n_mic_samples > sent + 16000)
+    page.page.mouse.up()
+    wait_until(page, lambda: len(events(scripted, "input_audio_buffer.commit")) == 2)
+    assert events(scripted, "response.cancel"), "talking over a reply interrupts it"
+
+
+def test_space_in_the_text_box_is_a_space(page: VoicePage, scripted: Running) -> None:
+    page.open_settings()
+    page.page.get_by_role("radio", name="Hold to talk").check(force=True)
+    page.button("Start").click()
+    page.wait_for_state("listening")
+    page.page.get_by_role("textbox", name="Message").click()
+    page.page.keyboard.type("a b")
+    assert page.page.get_by_role("textbox", name="Message").input_value() == "a b"
+    assert not events(scripted, "input_audio_buffer.commit")
+
+
+def test_mute_sends_nothing_and_says_so(page: VoicePage, scripted: Running) -> None:
+    page.button("Start").click()
+    page.wait_for_state("listening")
+    wait_until(page, lambda: scripted.server.talk.n_mic_samples > 0)
+    page.button("Mute").click()
+    expect(page.page.locator("#mute")).to_have_attribute("aria-pressed", "true")
+    page.wait_for_state("muted")
+    before = scripted.server.talk.n_mic_samples
+    page.type("Hello")
+    page.page.locator(".message.assistant").wait_for()
+    assert scripted.server.talk.n_mic_samples - before <= 3200, "more than what was on its way"
+    page.button("Unmute").click()
+    wait_until(page, lambda: scripted.server.talk.n_mic_samples > before + 16000)
+
+
+def test_a_cut_network_is_bridged_and_the_reply_goes_on_where_it_stopped(
+    silent_browser: Browser, scripted: Running
+) -> None:
+    with tcp_proxy(int(scripted.url.rsplit(":", 1)[1])) as proxy:
+        page = VoicePage(silent_browser.new_context(), f"http://127.0.0.1:{proxy.port}").open()
+        page.type("How big is the sun?")
+        page.page.locator(".message.assistant").wait_for()
+        page.page.evaluate("() => { window.sameDocument = true; }")
+        proxy.up = False
+        with page.page.expect_event("requestfailed", lambda request: "/gradio_api/run/" in request.url):
+            proxy.cut()
+        expect(page.page.get_by_role("alert")).to_contain_text("The server cannot be reached")
+        proxy.up = True
+        expect(page.page.locator(".message.assistant .words")).to_have_text(WHOLE)
+        page.page.locator(".latency").wait_for(state="attached")
+        assert len(scripted.server.talks) == 1
+        assert assert_seamless(page.played(), 1) == len(scripted.server.talk.audio)
+        assert len(page.messages()) == 2
+        expect(page.page.get_by_role("alert")).to_be_hidden()
+        with page.page.expect_event("response", lambda response: "/gradio_api/run/" in response.url):
+            pass
+        assert page.page.evaluate("() => window.sameDocument"), "Gradio reloaded the page in the middle of a talk"
+        (resume,) = events(scripted, "voicepod.resume")
+        assert resume["turn"] == 1
+        page.context.close()
+
+
+def test_a_reload_goes_on_with_the_conversation(page: VoicePage, scripted: Running) -> None:
+    page.type("How big is the sun?")
+    expect(page.page.locator(".latency")).to_have_count(1)
+    page.page.reload(wait_until="domcontentloaded")
+    page.page.locator("[data-ready=true]").wait_for(state="attached")
+    page.button("Continue").click()
+    expect(page.page.locator(".message")).to_have_count(2)
+    assert page.messages() == [("You", "How big is the sun?"), ("Voicepod", WHOLE)]
+    assert len(scripted.server.talks) == 1
+
+
+def test_a_full_house_counts_down_and_lets_the_page_in(page: VoicePage, scripted: Running) -> None:
+    scripted.server.busy_retry_s = 2
+    page.button("Start").click()
+    alert = page.page.get_by_role("alert")
+    expect(alert).to_contain_text("All seats are taken")
+    expect(alert.locator(".count")).to_contain_text("next try in")
+    scripted.server.busy_retry_s = None
+    page.wait_for_state("listening")
+    expect(alert).to_be_hidden()
+
+
+def test_a_conversation_that_went_on_in_another_tab_is_not_fought_over(page: VoicePage, scripted: Running) -> None:
+    page.button("Start").click()
+    page.wait_for_state("listening")
+    scripted.close_socket(4409)
+    expect(page.page.get_by_role("alert")).to_contain_text("went on in another tab")
+    page.wait_for_state("idle")
+    assert page.inside("voice.mic.open") is False
+    page.button("Start here").click()
+    page.wait_for_state("listening")
+    assert len(scripted.server.talks) == 2
+
+
+def test_the_loading_screen_shows_each_model_until_the_server_is_ready(
+    silent_browser: Browser, scripted: Running
+) -> None:
+    models = [
+        {"kind": "asr", "name": "faster_whisper", "state": "ready", "seconds": 2.5},
+        {"kind": "llm", "name": "llamacpp", "state": "loading", "seconds": 1.0},
+    ]
+    scripted.server.startup = {"state": "loading", "engines": models}
+    page = VoicePage(silent_browser.new_context(), scripted.url).open()
+    loading = page.page.locator("#loading")
+    expect(loading).to_contain_text("Speech recognition (faster_whisper)ready in 2.5 s")
+    expect(loading).to_contain_text("1 of 2 are ready")
+    expect(page.button("Start")).to_be_disabled()
+    scripted.server.startup = {"state": "ready", "engines": []}
+    expect(loading).to_be_hidden()
+    expect(page.button("Start")).to_be_enabled()
+    page.context.close()
+
+
+def test_settings_reach_the_server_and_are_remembered(page: VoicePage, scripted: Running) -> None:
+    page.button("Start").click()
+    page.wait_for_state("listening")
+    page.open_settings()
+    select = page.page.get_by_label
+    languages = select("Language", exact=True).locator("option").all_inner_texts()
+    assert languages == ["Automatic", "English", "French", "German (understood, answered in English)"]
+    assert "recognised anew in every utterance" in page.page.locator("#language-hint").inner_text()
+    select("Persona").select_option("Pirate")
+    select("Language", exact=True).select_option("French")
+    page.page.locator("#patience").fill("900")
+    page.page.locator("#speed").fill("1.25")
+    page.page.get_by_role("switch", name="I use headphones").check(force=True)
+    session = scripted.server.talk.session
+    wait_until(page, lambda: bool(session["voicepod"]["headphones"]))
+    assert session["audio"]["output"]["voice"] == "ff_siwis"
+    assert session["audio"]["output"]["speed"] == 1.25
+    assert session["audio"]["input"]["transcription"]["language"] == "fr"
+    assert session["audio"]["input"]["turn_detection"]["silence_duration_ms"] == 900
+    assert session["instructions"] == "You are a pirate. Always answer in French."
+    page.button("End").click()
+    page.page.reload(wait_until="domcontentloaded")
+    page.page.locator("[data-ready=true]").wait_for(state="attached")
+    assert page.inside("voice.settings.patienceMs") == 900
+    assert page.page.get_by_label("Persona").input_value() == "Pirate"
+
+
+def test_the_transcript_and_the_sound_can_be_kept(page: VoicePage, scripted: Running) -> None:
+    page.button("Start").click()
+    page.wait_for_state("listening")
+    page.type("How big is the sun?")
+    expect(page.page.locator(".latency")).to_have_count(1)
+    assert page.download("txt").decode() == f"You: How big is the sun?\n\nVoicepod: {WHOLE}\n"
+    kept = json.loads(page.download("json"))
+    assert [message["role"] for message in kept["messages"]] == ["user", "assistant"]
+    assert kept["messages"][1]["latency_ms"]["asr"] == 140
+    assert page.download("srt").decode().count(" --> ") == 2
+    samples, rate = soundfile.read(io.BytesIO(page.download("wav")))
+    assert rate == RATE
+    assert samples.shape[1] == 2
+    reply = samples[:, 1]
+    assert (abs(reply) > 0.01).sum() > 0.8 * len(scripted.server.talk.audio)
+
+
+def test_a_new_conversation_starts_empty(page: VoicePage, scripted: Running) -> None:
+    page.type("How big is the sun?")
+    page.page.locator(".message.assistant").wait_for()
+    page.button("New").click()
+    expect(page.page.locator(".message")).to_have_count(0)
+    wait_until(page, lambda: scripted.server.talk.items == [])
+    expect(page.page.locator("#welcome")).to_be_visible()
+
+
+def test_the_page_works_from_the_keyboard(page: VoicePage, scripted: Running) -> None:
+    page.button("Start").focus()
+    page.page.keyboard.press("Enter")
+    page.wait_for_state("listening")
+    status = page.page.locator("#state")
+    expect(status).to_have_attribute("aria-live", "polite")
+    expect(status).to_have_attribute("role", "status")
+    seen = set()
+    for _ in range(14):
+        page.page.keyboard.press("Tab")
+        seen.add(page.inside("voice.root.activeElement?.id || voice.root.activeElement?.tagName"))
+    assert {"mute", "end", "text", "SUMMARY"} <= seen
+    page.button("End").press("Enter")
+    page.wait_for_state("idle")
+    assert page.inside("voice.root.activeElement.id") == "start"
+
+
+def test_every_control_has_a_name(page: VoicePage) -> None:
+    page.open_settings()
+    controls = "[...voice.root.querySelectorAll('button, input, select, summary, [role=meter]')]"
+    named = "(c.getAttribute('aria-label') || c.labels?.[0]?.textContent || c.textContent).trim()"
+    assert page.inside(f"{controls}.filter((c) => !{named}).map((c) => c.outerHTML)") == []
+
+
+def test_a_phone_shows_start_without_scrolling_sideways(playwright_sync: Playwright, scripted: Running) -> None:
+    with chromium(playwright_sync, microphone=None) as browser:
+        context = browser.new_context(
+            viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True, color_scheme="dark"
+        )
+        page = VoicePage(context, scripted.url).open()
+        expect(page.button("Start")).to_be_in_viewport()
+        page.type("How big is the sun?")
+        page.page.locator(".latency").wait_for(state="attached")
+        page.open_settings()
+        assert page.page.evaluate("() => document.documentElement.scrollWidth") <= 390
+        assert page.page.locator(".sidebar.open").count() == 0
+        visible = "[...voice.root.querySelectorAll('button, select, .settings > summary, .menu > summary')]"
+        small = f"{visible}.filter((c) => c.offsetParent && c.getBoundingClientRect().height < 44).map((c) => c.id)"
+        assert page.inside(small) == []
+
+
+def test_the_sidebar_is_open_on_a_wide_screen_and_shows_live_figures(page: VoicePage, scripted: Running) -> None:
+    sidebar = page.page.locator(".sidebar")
+    expect(sidebar).to_have_class(re.compile(r"\bopen\b"))
+    expect(sidebar).to_contain_text("37 %")
+    expect(sidebar).to_contain_text("3.0 of 8.0 GiB")
+    page.type("How big is the sun?")
+    expect(sidebar).to_contain_text("1.03 s")
+    assert page.page.locator(".sidebar svg, .sidebar canvas").count() > 0

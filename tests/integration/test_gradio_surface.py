@@ -1,0 +1,176 @@
+"""The page's Gradio surface gives nothing away: no event takes a file, no forged path is read, no upload is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from tests.support.scripted_server import ScriptedServer
+from ui.page import in_event_loop, mount_blocks
+
+# Gradio's queue sets an option that its pandas calls deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting'")
+
+
+@pytest.fixture(scope="module")
+def scripted() -> ScriptedServer:
+    return ScriptedServer()
+
+
+@pytest.fixture(scope="module")
+def client(scripted: ScriptedServer) -> Iterator[TestClient]:
+    with TestClient(scripted.app) as client:
+        yield client
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    path = tmp_path / "secret.txt"
+    path.write_text("only the server may read this")
+    return path
+
+
+def forged(path: Path) -> dict[str, Any]:
+    return {"path": str(path), "orig_name": "a.wav", "meta": {"_type": "gradio.FileData"}}
+
+
+def events(client: TestClient) -> list[dict[str, Any]]:
+    config = client.get("/config").json()
+    dependencies: list[dict[str, Any]] = config["dependencies"]
+    assert dependencies
+    return dependencies
+
+
+def test_no_event_has_an_input_that_takes_a_file(client: TestClient) -> None:
+    config = client.get("/config").json()
+    types = {component["id"]: component["type"] for component in config["components"]}
+    taking = {
+        "audio",
+        "file",
+        "image",
+        "video",
+        "gallery",
+        "uploadbutton",
+        "multimodaltextbox",
+        "model3d",
+        "imageeditor",
+    }
+    for event in config["dependencies"]:
+        assert not {types[component] for component in event["inputs"]} & taking
+    assert not set(types.values()) & taking
+
+
+def test_no_event_is_part_of_a_public_api(client: TestClient) -> None:
+    assert client.get("/gradio_api/info").json() == {"named_endpoints": {}, "unnamed_endpoints": {}}
+    assert all(event["api_visibility"] == "private" for event in events(client))
+
+
+def test_a_forged_file_is_refused_by_every_event(client: TestClient, secret: Path) -> None:
+    for event in events(client):
+        for n_inputs in (1, max(1, len(event["inputs"]))):
+            body = {"fn_index": event["id"], "data": [forged(secret)] * n_inputs, "session_hash": "forged"}
+            for route in ("run/predict", "queue/join"):
+                answer = client.post(f"/gradio_api/{route}", json=body)
+                assert "only the server" not in answer.text
+            assert not copied(secret)
+
+
+def test_a_page_that_took_files_would_still_refuse_a_forged_one(secret: Path) -> None:
+    """A mounted app accepts them unless the mount says that it was launched: this is what that line is for."""
+    taken: list[object] = []
+
+    def blocks() -> gr.Blocks:
+        demo: gr.Blocks
+        with gr.Blocks(analytics_enabled=False) as demo:
+            sound = gr.Audio(type="filepath")
+            sound.upload(taken.append, sound, None)
+        return demo
+
+    app = FastAPI()
+    mount_blocks(app, in_event_loop(blocks))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        for route in ("run/predict", "queue/join"):
+            body = {"fn_index": 0, "data": [forged(secret)], "session_hash": "forged"}
+            client.post(f"/gradio_api/{route}", json=body)
+        client.get("/gradio_api/queue/data", params={"session_hash": "forged"})
+    assert not taken
+    assert not copied(secret)
+
+
+def copied(secret: Path) -> list[Path]:
+    """Copies of the file in Gradio's cache, which it would serve to anyone."""
+    from gradio.utils import get_upload_folder
+
+    folder = Path(get_upload_folder())
+    return [path for path in folder.rglob("*") if path.is_file() and path.read_bytes() == secret.read_bytes()]
+
+
+def test_a_forged_file_is_refused_by_the_widgets_server_function(client: TestClient, secret: Path) -> None:
+    config = client.get("/config").json()
+    widget = next(c for c in config["components"] if c["props"].get("elem_id") == "voicepod-widget")
+    body = {"data": forged(secret), "fn_name": "page_token", "session_hash": "forged", "component_id": widget["id"]}
+    answer = client.post("/gradio_api/component_server", json=body)
+    assert answer.status_code == 200
+    assert isinstance(answer.json(), str)
+    assert "secret" not in answer.text
+    assert not copied(secret)
+
+
+def test_only_the_token_function_of_the_widget_can_be_called(client: TestClient) -> None:
+    config = client.get("/config").json()
+    for component in config["components"]:
+        for name in ("preprocess", "get_config", "push_to_hub", "__init__"):
+            body = {"data": [], "fn_name": name, "session_hash": "forged", "component_id": component["id"]}
+            assert client.post("/gradio_api/component_server", json=body).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api/file=../../../../etc/passwd",
+        "/gradio_api/file/etc/passwd",
+        "/file=/etc/passwd",
+        "/gradio_api/proxy=http://127.0.0.1:1/x",
+        "/vx/../page.py",
+        "/vx/%2e%2e/page.py",
+        "/static/../../../etc/passwd",
+        "/docs",
+        "/openapi.json",
+        "/monitoring",
+        "/monitoring/summary",
+    ],
+)
+def test_no_file_of_the_server_and_no_inner_page_is_served(client: TestClient, path: str) -> None:
+    answer = client.get(path)
+    assert answer.status_code in (400, 403, 404), answer.text[:200]
+    assert "root:" not in answer.text
+
+
+def test_nothing_can_be_uploaded(client: TestClient) -> None:
+    for route in ("/gradio_api/upload", "/gradio_api/upload/", "/upload"):
+        answer = client.post(route, files={"files": ("x.html", b"<script>alert(1)</script>")})
+        assert answer.status_code in (404, 405)
+
+
+def test_the_page_names_no_other_host_and_sends_no_analytics(client: TestClient) -> None:
+    page = client.get("/").text
+    config = json.loads(json.dumps(client.get("/config").json()))
+    assert config["analytics_enabled"] is False
+    assert "fonts.googleapis.com" not in page
+    assert "cdnjs" not in page
+    assert config["footer_links"] == []
+
+
+def test_the_pages_own_files_are_asked_for_again_after_an_update(client: TestClient) -> None:
+    answer = client.get("/vx/voice.js")
+    assert answer.status_code == 200
+    assert answer.headers["Cache-Control"] == "no-cache"
+    assert "javascript" in answer.headers["Content-Type"]

@@ -1,0 +1,131 @@
+"""Chromium for the e2e tests: a speech file as its microphone, and the page's parts by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import soundfile
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, Playwright
+
+CHROMIUM = "/usr/bin/chromium"
+ARGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--use-fake-device-for-media-stream",
+)
+MIC_RATE = 48_000
+# The plot's library says this at every start; it has no meaning for the page.
+HARMLESS = ("Vega-Lite",)
+
+
+@contextmanager
+def chromium(playwright: Playwright, *, microphone: Path | None, args: Sequence[str] = ()) -> Iterator[Browser]:
+    """A browser whose microphone plays this WAV once when a page opens it; None denies the microphone."""
+    granted = () if microphone is None else ("--use-fake-ui-for-media-stream",)
+    sound = () if microphone is None else (f"--use-file-for-fake-audio-capture={microphone}%noloop",)
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*ARGS, *granted, *sound, *args])
+    try:
+        yield browser
+    finally:
+        browser.close()
+
+
+def write_microphone(path: Path, clips: Sequence[tuple[Path, float]], *, lead_in_s: float = 1.0) -> Path:
+    """A WAV for the fake microphone: silence, then each clip followed by its pause in seconds."""
+    parts = [np.zeros(int(lead_in_s * MIC_RATE))]
+    for clip, pause_s in clips:
+        samples, rate = soundfile.read(clip, dtype="float32")
+        at = np.arange(0, len(samples), rate / MIC_RATE)
+        parts += [np.interp(at, np.arange(len(samples)), samples), np.zeros(int(pause_s * MIC_RATE))]
+    soundfile.write(path, np.concatenate(parts), MIC_RATE, subtype="PCM_16")
+    return path
+
+
+class VoicePage:
+    """One open page: what a person sees and presses, and what went wrong meanwhile."""
+
+    def __init__(self, context: BrowserContext, url: str) -> None:
+        self.context = context
+        self.url = url
+        self.page: Page = context.new_page()
+        self.page.set_default_timeout(20_000)
+        self.problems: list[str] = []
+        self.elsewhere: list[str] = []
+        self.page.on("console", self._console)
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("request", lambda request: self._request(request.url))
+
+    def _console(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning") and not any(word in message.text for word in HARMLESS):
+            self.problems.append(message.text)
+
+    def _request(self, url: str) -> None:
+        if url.startswith(("data:", "blob:")):
+            return
+        if urlsplit(url).netloc != urlsplit(self.url).netloc:
+            self.elsewhere.append(url)
+
+    def open(self) -> VoicePage:
+        """Load the page and wait until the widget is there."""
+        self.page.goto(self.url, wait_until="domcontentloaded")
+        self.page.locator("[data-ready=true]").wait_for(state="attached")
+        return self
+
+    def button(self, name: str) -> Locator:
+        return self.page.get_by_role("button", name=name, exact=True)
+
+    def wait_for_state(self, *states: str) -> None:
+        """Wait until the page shows one of these states (their keys, not their words)."""
+        either = ",".join(f'#page[data-state="{state}"]' for state in states)
+        self.page.locator(either).wait_for()
+
+    @property
+    def state_words(self) -> str:
+        return self.page.locator("#state").inner_text()
+
+    def messages(self) -> list[tuple[str, str]]:
+        """(who, words) of each message in the chat."""
+        rows = self.page.locator(".message").all()
+        return [(row.locator(".who").text_content() or "", row.locator(".words").text_content() or "") for row in rows]
+
+    def type(self, text: str) -> None:
+        self.page.get_by_role("textbox", name="Message").fill(text)
+        self.page.keyboard.press("Enter")
+
+    def open_settings(self) -> None:
+        if self.page.locator("#settings").get_attribute("open") is None:
+            self.page.locator("#settings > summary").click()
+
+    def inside(self, expression: str) -> Any:
+        """The value of a JavaScript expression over `voice`, the page's own object."""
+        script = f"() => {{ const voice = document.querySelector('.voicepod-host').voicepod; return {expression}; }}"
+        return self.page.evaluate(script)
+
+    def wait_inside(self, expression: str) -> None:
+        """Wait until the expression over `voice` is true."""
+        script = f"() => {{ const voice = document.querySelector('.voicepod-host').voicepod; return {expression}; }}"
+        self.page.wait_for_function(script)
+
+    def played(self) -> list[dict[str, Any]]:
+        """What the loudspeaker was given: turn, first sample, number of samples and time of each piece, in order."""
+        pieces = "voice.recording.tracks.assistant.map(({turn, first, at, pcm}) => ({turn, first, at, n: pcm.length}))"
+        played: list[dict[str, Any]] = json.loads(self.inside(f"JSON.stringify({pieces})"))
+        return played
+
+    def download(self, kind: str) -> bytes:
+        """The file that one of the download buttons gives."""
+        self.page.locator("#downloads > summary").click()
+        with self.page.expect_download() as info:
+            self.page.locator(f"[data-download={kind}]").click()
+        return Path(info.value.path()).read_bytes()

@@ -1,0 +1,89 @@
+"""The real server on a loopback port of its own, with scripted engines, inside the test's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+
+from api.application import Server
+from pipeline.engines.base import Engines
+from settings import Settings
+from tests.support.scripted import ScriptedAsr, ScriptedLlm, ScriptedTts, ScriptedVad
+
+
+@dataclass
+class Live:
+    """A running server and the script of its engines."""
+
+    server: Server
+    asr: ScriptedAsr
+    llm: ScriptedLlm
+    tts: ScriptedTts
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/v1/realtime?model=voicepod"
+
+    @property
+    def http(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+class _Quiet(uvicorn.Server):
+    """Leaves the signals of the test run alone."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+
+def scripted_settings(**sections: dict[str, Any]) -> Settings:
+    """Settings for scripted engines; `sections` replaces single keys."""
+    return Settings.model_validate({"tts": {"voice": "anna"}, **sections})
+
+
+@contextlib.asynccontextmanager
+async def live_server(
+    settings: Settings | None = None,
+    *,
+    asr: ScriptedAsr | None = None,
+    llm: ScriptedLlm | None = None,
+    tts: ScriptedTts | None = None,
+) -> AsyncIterator[Live]:
+    """Serve until the block ends; the engines answer much faster than real ones."""
+    settings = settings or scripted_settings()
+    asr = asr or ScriptedAsr(delay_s=0.02)
+    llm = llm or ScriptedLlm(first_token_s=0.02, token_s=0.002)
+    tts = tts or ScriptedTts(first_audio_s=0.02, real_time_factor=0.05)
+    server = Server(settings, Engines(ScriptedVad(), asr, llm, tts))
+    network = settings.network
+    http = _Quiet(
+        uvicorn.Config(
+            server.app,
+            host="127.0.0.1",
+            port=0,
+            log_config=None,
+            ws_max_size=network.max_frame_bytes,
+            ws_ping_interval=network.ping_interval_s,
+            ws_ping_timeout=network.ping_timeout_s,
+            ws_per_message_deflate=False,
+            timeout_graceful_shutdown=2,
+        )
+    )
+    serving = asyncio.create_task(http.serve())
+    while not (http.started and server.readiness.is_ready):
+        if serving.done():
+            serving.result()
+        await asyncio.sleep(0.01)
+    port = http.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield Live(server, asr, llm, tts, port)
+    finally:
+        http.should_exit = True
+        await serving

@@ -1,0 +1,378 @@
+"""The settings tree and its sources."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pipeline.errors import ConfigError
+from settings import LlmSettings, NetworkSettings, Settings, TurnSettings, VadSettings
+from settings_guide import LIBRARY_VARIABLES, VARIABLES
+from settings_keys import accepted, all_keys, field_of, is_secret
+from settings_sources import PROFILE_FILES, LoadedSettings, load_settings, make_private_directory
+
+CANARY = "canary-3f9a"
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in (*VARIABLES, *LIBRARY_VARIABLES, "VOICEPOD_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def load(
+    *argv: str, environ: Mapping[str, str] | None = None, document: Any = None, file: Path = Path("settings.json")
+) -> LoadedSettings:
+    """Loads with `document` as the configuration file; an empty one unless given."""
+    file.write_text(json.dumps({} if document is None else document))
+    return load_settings(argv, environ or {}, file)
+
+
+def refused(*argv: str, environ: Mapping[str, str] | None = None, document: Any = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(*argv, environ=environ, document=document)
+    return caught.value.message
+
+
+def value_of(settings: Settings, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(settings, section), name) if name else getattr(settings, section)
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    settings = load().settings
+    assert settings == Settings()
+    assert (settings.network.host, settings.network.port, settings.network.max_sockets) == ("127.0.0.1", 7860, 100)
+    assert (settings.tts.engine, settings.tts.voice) == ("kokoro", "af_heart")
+    assert settings.logging is None
+
+
+def test_the_tree_is_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().network.port = 1
+
+
+def test_every_field_says_what_it_is_in_one_line() -> None:
+    for key in all_keys():
+        description = field_of(key).description or ""
+        assert description.endswith("."), key
+        assert "\n" not in description, key
+
+
+def test_every_default_is_something_the_key_takes() -> None:
+    tree: dict[str, dict[str, Any]] = {}
+    for key in all_keys():
+        if key != "logging":
+            section, _, name = key.partition(".")
+            tree.setdefault(section, {})[name] = value_of(Settings(), key)
+    assert Settings.model_validate(tree) == Settings()
+
+
+def test_sources_win_in_their_order() -> None:
+    document = {"network": {"port": 1}}
+    short, full = {"GRADIO_SERVER_PORT": "2"}, {"VOICEPOD__NETWORK__PORT": "3"}
+    layers: list[tuple[int, str, LoadedSettings]] = [
+        (7860, "default", load()),
+        (1, "settings.json", load(document=document)),
+        (2, "environment GRADIO_SERVER_PORT", load(document=document, environ=short)),
+        (3, "environment VOICEPOD__NETWORK__PORT", load(document=document, environ=short | full)),
+        (4, "command line --port", load("--port", "4", document=document, environ=short | full)),
+    ]
+    for port, source, loaded in layers:
+        assert loaded.settings.network.port == port
+        assert loaded.sources.get("network.port", "default") == source
+
+
+@pytest.mark.parametrize(
+    ("argv", "key", "value"),
+    [
+        (["--host", "::1"], "network.host", "::1"),
+        (["--port", "0"], "network.port", 0),
+        (["--max-users", "9"], "system.max_concurrent_users", 9),
+        (["--log-level", "debug"], "system.log_level", "DEBUG"),
+        (["--models-dir", "/m"], "models.dir", Path("/m")),
+        (["--set", "turn.end_wait_ms=700"], "turn.end_wait_ms", 700),
+        (["--set", "turn.echo_guard=off"], "turn.echo_guard", False),
+        (["--set", "audio.sample_rate=22050"], "audio.sample_rate", 22050),
+        (["--set", "tts.speed=1.25"], "tts.speed", 1.25),
+        (["--set", "models.tts_model_path=none"], "models.tts_model_path", None),
+        (["--set", "network.allowed_origins=https://a.example, http://b.example:81"], "network.allowed_origins",
+         ("https://a.example", "http://b.example:81")),
+        (["--set", "system.model_cache_size=3"], "system.max_loaded_models", 3),
+        (["--set", "llm.system_prompt=Say a=b."], "llm.system_prompt", "Say a=b."),
+    ],
+)  # fmt: skip
+def test_the_command_line_sets_values(argv: list[str], key: str, value: object) -> None:
+    assert value_of(load(*argv).settings, key) == value
+
+
+def test_tls_needs_both_files() -> None:
+    loaded = load("--tls-cert", "c.pem", "--tls-key", "k.pem")
+    assert loaded.settings.network.tls_key == Path("k.pem")
+    assert "set together" in refused("--tls-cert", "c.pem")
+
+
+@pytest.mark.parametrize("key", [key for key in all_keys() if key != "logging" and not is_secret(key)])
+def test_every_key_can_be_set_from_the_environment(key: str) -> None:
+    section, _, name = key.partition(".")
+    value = value_of(Settings(), key)
+    text = "none" if value is None else ",".join(value) if isinstance(value, tuple) else str(value)
+    variable = f"VOICEPOD__{section}__{name}".upper()
+    loaded = load(environ={variable: text})
+    assert value_of(loaded.settings, key) == value
+    # An empty list is an empty variable, and an empty variable is no variable.
+    assert loaded.sources.get(key) == (f"environment {variable}" if text else None)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ("network.prot", "network.port"),
+        ("port", "network.port"),
+        ("networks", "network"),
+        ("turn.endwaitms", "turn.end_wait_ms"),
+        ("audio.host", "network.host"),
+        ("tts.voices", "tts.voice"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_one_from_every_source(wrong: str, nearest: str) -> None:
+    section, _, name = wrong.partition(".")
+    variable = "VOICEPOD__" + wrong.upper().replace(".", "__")
+    document = {section: {name: 1}} if name else {section: {}}
+    for message in (
+        refused("--set", f"{wrong}=1"),
+        refused(environ={variable: "1"}),
+        refused(document=document),
+    ):
+        assert wrong in message
+        assert f"did you mean {nearest}?" in message
+
+
+def test_an_unknown_option_names_the_nearest_one() -> None:
+    assert refused("--prot", "1") == "unknown option --prot; did you mean --port?"
+    assert refused("--max", "1") == "unknown option --max; did you mean --max-users?"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "takes"),
+    [
+        ("network.port", 65536, "a whole number from 0 up to 65535"),
+        ("network.port", True, "a number, not true or false"),
+        ("network.port", None, "a whole number from 0 up to 65535"),
+        ("system.log_level", "LOUD", "one of DEBUG, INFO, WARNING, ERROR, CRITICAL"),
+        ("system.gpu_device", "tpu", "auto, cpu, cuda or cuda:N"),
+        ("audio.channels", 2, "1"),
+        ("vad.threshold", 1, "a number above 0 below 1"),
+        ("network.host", "a b", "a host name or address"),
+        ("models.dir", 7, "a path"),
+        ("storage.s3_endpoint_url", "ftp://x", "an http or https URL or null"),
+    ],
+)
+def test_a_value_that_is_not_accepted_is_refused_with_key_value_and_what_is(key: str, value: Any, takes: str) -> None:
+    section, _, name = key.partition(".")
+    message = refused(document={section: {name: value}})
+    assert message == f"{key} = {value} (settings.json) is not accepted: it takes {takes}"
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (lambda: NetworkSettings(seat_hold_s=60, session_resume_s=30), "seat_hold_s"),
+        (lambda: VadSettings(threshold=0.9), "speaking_threshold"),
+        (lambda: VadSettings(min_speech_ms=400), "speaking_min_speech_ms"),
+        (lambda: TurnSettings(first_clause_min_chars=100, piece_max_chars=50), "first_clause_min_chars"),
+        (lambda: LlmSettings(context_tokens=512), "context_tokens"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(build: Any, reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        build()
+
+
+@pytest.mark.parametrize("origin", ["*", "https://*.example.org", "https://a.example/path", "file:///x", "a.example"])
+def test_origins_are_exact_and_a_star_is_refused(origin: str) -> None:
+    assert "network.allowed_origins" in refused(document={"network": {"allowed_origins": [origin]}})
+    assert any("lets nobody in" in notice for notice in load("--set", "network.cors_enabled=true").notices)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+def test_only_a_host_that_was_asked_for_leaves_loopback(host: str) -> None:
+    for profile in PROFILE_FILES:
+        assert load_settings(["--profile", profile], {}).settings.network.host == "127.0.0.1"
+    for loaded in (
+        load("--host", host),
+        load(environ={"GRADIO_SERVER_NAME": host}),
+        load(environ={"VOICEPOD__NETWORK__HOST": host}),
+        load(document={"network": {"host": host}}),
+    ):
+        assert loaded.settings.network.host == host
+        assert any("everyone who can reach this port" in notice for notice in loaded.notices)
+
+
+def test_the_file_is_the_named_one_then_the_operators_then_the_profiles() -> None:
+    assert load_settings(["--profile", "gpu"], {}).settings.models.tts_model_path is not None
+    assert load_settings(None, {}).settings.system.gpu_device == "cpu"
+    Path("config.json").write_text('{"network": {"port": 1}}')
+    Path("named.json").write_text('{"network": {"port": 2}}')
+    assert load_settings([], {}).settings.network.port == 1
+    assert load_settings(["--config", "named.json"], {}).settings.network.port == 2
+    assert load_settings(["--profile", "gpu"], {}).notices == ["config.json is used instead of the file of profile gpu"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "is no JSON configuration"),
+        ("[]", "holds no JSON object"),
+        ('{"network": 1}', "it takes an object"),
+        ('{"network": {"port": 1, "port": 2}}', "stands there twice"),
+        ('{"tts": {"speed": NaN}}', "NaN"),
+        ('{"system": {"model_cache_size": 1, "max_loaded_models": 2}}', "is given twice"),
+        ("[" * 100_000, "nested too deeply"),
+        ("\ufeff{", "is no JSON configuration"),
+        ('{"vad": {"threshold": 1e999}}', "vad.threshold"),
+    ],
+)
+def test_a_broken_file_is_named(text: str, reason: str) -> None:
+    Path("broken.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"broken\.json") as caught:
+        load_settings(["--config", "broken.json"], {})
+    assert reason in caught.value.message
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.json: No such file"):
+        load_settings(["--config", "nowhere.json"], {})
+
+
+@pytest.mark.parametrize("key", [key for key in all_keys() if is_secret(key)])
+def test_secrets_come_from_the_environment_only_and_are_never_shown(key: str) -> None:
+    section, _, name = key.partition(".")
+    partner = {"aws_access_key_id": "aws_secret_access_key", "aws_secret_access_key": "aws_access_key_id"}
+    names = [name, *([partner[name]] if name in partner else [])]
+    loaded = load(environ={f"VOICEPOD__{section}__{each}".upper(): CANARY for each in names})
+    assert value_of(loaded.settings, key).get_secret_value() == CANARY
+    assert CANARY not in loaded.describe() + repr(loaded)
+    assert f"{key} = [redacted]" in loaded.describe()
+    for message in (refused(document={section: {name: CANARY}}), refused("--set", f"{key}={CANARY}")):
+        assert "environment" in message
+        assert CANARY not in message
+    assert accepted(key) == "a secret, from the environment only"
+
+
+def test_a_wrong_secret_is_not_shown() -> None:
+    assert CANARY not in refused(environ={"AWS_ACCESS_KEY_ID": CANARY})
+
+
+def test_messages_stay_on_one_line_whatever_the_value_holds() -> None:
+    message = refused("--set", "network.host=a\nnetwork.port = 1\x1b[2J\u202e")
+    assert message.isprintable()
+
+
+def test_print_config_shows_each_value_with_its_source() -> None:
+    loaded = load("--print-config", "--port", "8000", environ={"HF_HOME": "/h"}, document={"tts": {"speed": 1.5}})
+    lines = loaded.describe().splitlines()
+    assert loaded.print_config
+    assert "network.port = 8000  # command line --port" in lines
+    assert "tts.speed = 1.5  # settings.json" in lines
+    assert "tts.voice = \"af_heart\"  # default" in lines  # fmt: skip
+    assert 'HF_HOME = "/h"  # environment, read by huggingface_hub' in lines
+    assert len(lines) == len(all_keys()) + 1
+
+
+def test_the_cache_directory_moves_models_voices_and_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(environ={"VOICEPOD_CACHE": str(tmp_path)}).settings
+    assert settings.models.dir == tmp_path / "models"
+    assert settings.cache.dir == tmp_path / "audio"
+    monkeypatch.setenv("VOICEPOD_CACHE", str(tmp_path))
+    assert Settings().voices.dir == tmp_path / "voices"
+
+
+@pytest.mark.parametrize(
+    ("block", "compute_type"),
+    [
+        ({"model_optimization": {"enable_quantization": True, "quantization_bits": 8}}, "int8"),
+        ({"model_optimization": {"quantization_bits": 16}}, "int16"),
+        ({"model_optimization": {"enable_quantization": False}}, "default"),
+        ({"model_optimization": {"quantization_bits": 16}, "asr": {"compute_type": "float32"}}, "float32"),
+    ],
+)
+def test_quantisation_chooses_the_compute_type_that_is_not_set(block: dict[str, Any], compute_type: str) -> None:
+    assert load(document=block).settings.asr.compute_type == compute_type
+
+
+def test_a_private_directory_is_closed_to_others(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "audio"
+    make_private_directory(path, "cache.dir")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    path.chmod(0o755)
+    make_private_directory(path, "cache.dir")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+
+
+def test_a_private_directory_is_no_link_and_no_file(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "file").write_text("")
+    for name in ("link", "file"):
+        with pytest.raises(ConfigError, match=r"cache\.dir"):
+            make_private_directory(tmp_path / name, "cache.dir")
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+_keys = st.sampled_from(all_keys())
+
+
+@st.composite
+def _documents(draw: st.DrawFn) -> dict[str, Any]:
+    """Files that are nearly right: real keys with any value, and now and then a made-up one."""
+    document: dict[str, Any] = {}
+    for key in draw(st.lists(_keys, max_size=4)):
+        section, _, name = key.partition(".")
+        if name:
+            document.setdefault(section, {})[name] = draw(_json)
+        else:
+            document[section] = draw(_json)
+    if draw(st.booleans()):
+        document |= draw(st.dictionaries(st.text(max_size=8), _json, max_size=2))
+    return document
+
+
+@given(document=_documents() | _json)
+def test_any_file_gives_settings_or_a_config_error(document: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    file = tmp_path_factory.getbasetemp() / "any.json"
+    file.write_text(json.dumps(document))
+    try:
+        loaded = load_settings(None, {}, file)
+    except ConfigError as error:
+        assert error.message  # noqa: PT017 - both outcomes are right
+    else:
+        assert Settings.model_validate(loaded.settings.model_dump(by_alias=True)) == loaded.settings
+
+
+@given(key=_keys, text=st.text(max_size=20).filter(lambda text: "\0" not in text))
+def test_any_text_gives_settings_or_a_config_error(
+    key: str, text: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "empty.json"
+    file.write_text("{}")
+    for argv, environ in (
+        (["--set", f"{key}={text}"], {}),
+        ([], {f"VOICEPOD__{key.replace('.', '__').upper()}": text}),
+    ):
+        try:
+            assert isinstance(load_settings(argv, environ, file).settings, Settings)
+        except ConfigError as error:
+            assert error.message  # noqa: PT017 - both outcomes are right

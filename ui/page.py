@@ -1,0 +1,175 @@
+"""The page as Gradio Blocks, and how it is mounted on the server's FastAPI app.
+
+Conversation audio never passes through Gradio: the widget's own script talks to `/v1/realtime`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import gradio as gr
+from fastapi import FastAPI, Response
+from fastapi.staticfiles import StaticFiles
+
+from ui.sidebar import build_sidebar
+
+STATIC = Path(__file__).parent / "static"
+
+# gr.HTML compiles this as a plain function, neither async nor a module, so the real code is imported. The base comes
+# from the document: behind a proxy without forwarded headers Gradio's own idea of its root is wrong. The event name has
+# to appear in quotes, gr.HTML looks for it in this text.
+JS_ON_LOAD = """
+const base = new URL('.', document.baseURI);
+import(new URL('vx/voice.js', base)).then((voice) => voice.boot({
+  element,
+  config: props.value,
+  newToken: () => server.page_token(),
+  onSession: (id) => trigger('session', { id }),
+})).catch((error) => console.error('voicepod: the page did not start', error));
+"""
+
+# A linked stylesheet: Gradio would put its own selectors before each rule of the `css` argument.
+HEAD = """
+<script src="vx/steady-fetch.js"></script>
+<link rel="stylesheet" href="vx/page.css">
+<meta name="viewport" content="width=device-width, initial-scale=1, viewport-fit=cover">
+<meta name="description" content="Talk to a local AI in your browser.">
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class PageContext:
+    """What the page needs to know of the server: plain values and callables, called in Gradio's threads.
+
+    `mint_token` gives a one-time page token. `metrics` gives the host's figures: cpu_percent, memory_used_bytes,
+    memory_total_bytes, gpus (list of name, utilisation_percent, memory_used_bytes, memory_total_bytes, temperature_c),
+    sessions_active, max_sessions. `session_figures` gives turns, v2v_p50_ms, v2v_last_ms and interruptions of the
+    session with this id, or None when it is not known. `personas` maps a name to the assistant's instructions; the
+    first one is the default.
+    """
+
+    mint_token: Callable[[], str]
+    metrics: Callable[[], Mapping[str, Any]]
+    session_figures: Callable[[str], Mapping[str, Any] | None]
+    examples: Sequence[str] = ()
+    personas: Mapping[str, str] = field(default_factory=dict)
+
+
+def build_ui(page: PageContext) -> gr.Blocks:
+    """The page: a sidebar with figures and the voice widget. No event of it takes a file."""
+
+    def page_token(_: object = None) -> str:
+        return page.mint_token()
+
+    def remember_session(event: gr.EventData) -> str:
+        session_id = event._data.get("id", "") if isinstance(event._data, dict) else ""
+        return str(session_id)[:100]
+
+    demo: gr.Blocks
+    with gr.Blocks(title="Voicepod", fill_width=True, analytics_enabled=False) as demo:
+        session_id = gr.State("")
+        build_sidebar(page, session_id)
+        widget = gr.HTML(
+            value={"examples": list(page.examples), "personas": dict(page.personas)},
+            html_template='<div class="voicepod-host"></div>',
+            js_on_load=JS_ON_LOAD,
+            apply_default_css=False,
+            server_functions=[page_token],
+            elem_id="voicepod-widget",
+        )
+        widget.session(
+            remember_session,
+            None,
+            session_id,
+            queue=False,
+            show_progress="hidden",
+            api_visibility="private",
+            concurrency_limit=None,
+        )
+    return demo
+
+
+def _theme() -> gr.Theme:
+    """System fonts only: a font from elsewhere would tell a third party who opens the page."""
+    return gr.themes.Soft(
+        primary_hue="indigo",
+        neutral_hue="slate",
+        font=["Inter", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
+        font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "monospace"],
+    )
+
+
+class _OwnStatic(StaticFiles):
+    """Static files that a browser asks for again after an update instead of mixing old and new modules."""
+
+    async def get_response(self, path: str, scope: Any) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
+def mount(app: FastAPI, page: PageContext, path: str = "/") -> gr.Blocks:
+    """Mount the page on `app` at `path`, its own files at /vx.
+
+    Call it after every other route was added: Gradio answers the rest.
+    """
+    app.mount("/vx", _OwnStatic(directory=STATIC), name="voicepod-static")
+    demo = in_event_loop(lambda: build_ui(page))
+    mount_blocks(app, demo, path)
+    return demo
+
+
+def mount_blocks(app: FastAPI, demo: gr.Blocks, path: str = "/") -> None:
+    """Mount Blocks with no upload, no public API, no file access, no call to the outside."""
+    app.add_api_route("/gradio_api/upload", _no_uploads, methods=["POST"], include_in_schema=False)
+    in_event_loop(
+        lambda: gr.mount_gradio_app(
+            app,
+            demo,
+            path=path,
+            footer_links=[],
+            run_history=False,
+            show_error=False,
+            ssr_mode=False,
+            enable_monitoring=False,
+            pwa=False,
+            mcp_server=False,
+            max_file_size="1kb",
+            theme=_theme(),
+            head=HEAD,
+            app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
+        )
+    )
+    # Gradio skips its check of file paths until this is set, and only launch() sets it: a mounted app would copy any
+    # file of the server that a forged request names into its cache and serve it.
+    demo.has_launched = True
+
+
+T = TypeVar("T")
+
+
+def in_event_loop(call: Callable[[], T]) -> T:
+    """Run `call` while an event loop runs: Gradio makes and forgets loops of its own where there is none."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        loop = asyncio.new_event_loop()
+    else:
+        return call()
+
+    async def calling() -> T:
+        return call()
+
+    try:
+        return loop.run_until_complete(calling())
+    finally:
+        loop.close()
+
+
+async def _no_uploads() -> Response:
+    """Nothing on the page takes a file through Gradio, so strangers cannot fill the disk either."""
+    return Response(status_code=404)

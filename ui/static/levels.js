@@ -1,0 +1,66 @@
+// Level meters and the orb: plain CSS variables, set at most once a frame and only while there is something to show.
+
+const FALL = 0.82;
+
+/** RMS in [0, 1] to a bar between 0 and 1: -60 dB is empty, -6 dB is full. */
+export function barOf(rms) {
+  return Math.max(0, Math.min(1, (20 * Math.log10(Math.max(rms, 1e-6)) + 60) / 54));
+}
+
+export class Levels {
+  constructor({ orb, micBar, outBar }) {
+    Object.assign(this, { orb, micBar, outBar });
+    this.mic = 0;
+    this.out = 0;
+    this.micPeak = 0;
+    this.running = false;
+    this.samples = new Float32Array(512);
+    this.analyser = null;
+    this.spokenAt = 0;
+  }
+
+  /** The level of the newest 20 ms from the microphone. */
+  setMic(rms) {
+    this.micPeak = Math.max(this.micPeak, barOf(rms));
+  }
+
+  start(analyser) {
+    this.analyser = analyser;
+    if (this.running) return;
+    this.running = true;
+    requestAnimationFrame(() => this.#frame());
+  }
+
+  stop() {
+    this.running = false;
+    this.#show(0, 0);
+  }
+
+  #frame() {
+    if (!this.running) return;
+    let out = 0;
+    if (this.analyser) {
+      this.analyser.getFloatTimeDomainData(this.samples);
+      let energy = 0;
+      for (const value of this.samples) energy += value * value;
+      out = barOf(Math.sqrt(energy / this.samples.length));
+    }
+    this.mic = Math.max(this.micPeak, this.mic * FALL);
+    this.out = Math.max(out, this.out * FALL);
+    this.micPeak = 0;
+    this.#show(this.mic, this.out);
+    requestAnimationFrame(() => this.#frame());
+  }
+
+  #show(mic, out) {
+    this.orb.style.setProperty("--mic", mic.toFixed(3));
+    this.orb.style.setProperty("--out", out.toFixed(3));
+    this.micBar.style.setProperty("--level", mic.toFixed(3));
+    this.outBar.style.setProperty("--level", out.toFixed(3));
+    const now = performance.now();
+    if (now - this.spokenAt < 500) return; // assistive technology needs no 60 updates a second
+    this.spokenAt = now;
+    this.micBar.setAttribute("aria-valuenow", Math.round(mic * 100));
+    this.outBar.setAttribute("aria-valuenow", Math.round(out * 100));
+  }
+}

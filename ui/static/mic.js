@@ -1,0 +1,102 @@
+// The microphone: asks for it, names what went wrong, gives 20 ms frames.
+
+export const MIC_RATE = 16000;
+
+/** Why there is no microphone: `kind` is one of insecure, denied, missing, busy, lost, failed. */
+export class MicError extends Error {
+  constructor(kind, cause) {
+    super(kind, { cause });
+    this.kind = kind;
+  }
+}
+
+const KINDS = {
+  NotAllowedError: "denied",
+  SecurityError: "denied",
+  NotFoundError: "missing",
+  OverconstrainedError: "missing",
+  NotReadableError: "busy",
+  AbortError: "busy",
+};
+
+/** True where the browser lets a page use a microphone at all: HTTPS or this computer. */
+export function microphonePossible(scope = globalThis) {
+  return Boolean(scope.isSecureContext && scope.navigator?.mediaDevices?.getUserMedia);
+}
+
+async function request(deviceId) {
+  const audio = { channelCount: 1, echoCancellation: true, noiseSuppression: true, autoGainControl: true };
+  if (deviceId) audio.deviceId = { exact: deviceId };
+  try {
+    return await navigator.mediaDevices.getUserMedia({ audio });
+  } catch (error) {
+    // The remembered device is gone: any microphone is better than none.
+    if (deviceId && error.name === "OverconstrainedError") return request("");
+    throw new MicError(KINDS[error.name] ?? "failed", error);
+  }
+}
+
+export class Microphone {
+  /** onFrame({pcm, rms, at}) for each 20 ms; onLost() when the device goes away. */
+  constructor(context, { onFrame, onLost }) {
+    this.context = context;
+    this.onFrame = onFrame;
+    this.onLost = onLost;
+    this.stream = null;
+  }
+
+  get open() {
+    return this.stream !== null;
+  }
+
+  /** Opens the device with this id, or the default one for "". Raises MicError. */
+  async start(deviceId) {
+    if (!microphonePossible()) throw new MicError("insecure");
+    const stream = await request(deviceId);
+    this.stop();
+    this.stream = stream;
+    const [track] = stream.getAudioTracks();
+    track.onended = () => {
+      if (this.stream !== stream) return;
+      this.stop();
+      this.onLost();
+    };
+    this.source = new MediaStreamAudioSourceNode(this.context, { mediaStream: stream });
+    this.node = new AudioWorkletNode(this.context, "voicepod-mic", {
+      channelCount: 1,
+      channelCountMode: "explicit",
+      processorOptions: { targetRate: MIC_RATE },
+    });
+    this.node.port.onmessage = ({ data }) => this.onFrame(data);
+    // It writes nothing, but some browsers only run what leads to the output.
+    this.source.connect(this.node).connect(this.context.destination);
+  }
+
+  /** Silences the track itself, so that the browser's own indicator is right too. */
+  setMuted(muted) {
+    for (const track of this.stream?.getAudioTracks() ?? []) track.enabled = !muted;
+  }
+
+  stop() {
+    if (!this.stream) return;
+    const { stream } = this;
+    this.stream = null;
+    this.node.port.onmessage = null;
+    this.source.disconnect();
+    this.node.disconnect();
+    for (const track of stream.getTracks()) {
+      track.onended = null;
+      track.stop();
+    }
+  }
+}
+
+/** The microphones as [{id, name}]; names are empty until permission was given. */
+export async function listMicrophones() {
+  if (!microphonePossible()) return [];
+  const devices = await navigator.mediaDevices.enumerateDevices();
+  return devices
+    .filter((device) => device.kind === "audioinput" && device.deviceId !== "default")
+    .map((device, index) => ({ id: device.deviceId, name: device.label || `Microphone ${index + 1}` }))
+    .filter((device) => device.id);
+}

@@ -1,0 +1,124 @@
+// What the page says about itself: the state in words, and what to do when something is wrong. No DOM here.
+
+/** Everything that decides the state -> [key, words]. The key sets the colour, the words are read out. */
+export function describeState({ server, connection, started, user, agent, playing, muted, mode, holding, mic }) {
+  if (!started && server === "loading") return ["thinking", "Getting ready…"];
+  if (!started && server !== "ready") return ["error", "Not connected"];
+  if (!started) return ["idle", "Ready when you are"];
+  if (connection === "connecting") return ["connecting", "Connecting…"];
+  if (connection === "waiting") return ["reconnecting", "Connection lost, reconnecting…"];
+  if (connection === "busy") return ["busy", "Waiting for a free seat…"];
+  if (connection !== "open") return ["error", "Not connected"];
+  if (holding) return ["hearing", "Listening, let go to send"];
+  if (user === "speaking") return ["hearing", "Hearing you…"];
+  if (playing || agent === "speaking") return ["speaking", "Speaking"];
+  if (agent === "thinking") return ["thinking", "Thinking…"];
+  if (!mic) return ["typing", "Connected, type your message"];
+  if (muted) return ["muted", "Microphone muted"];
+  if (mode === "hold") return ["listening", "Hold the button or Space to talk"];
+  return ["listening", "Listening, just speak"];
+}
+
+/** What went wrong and what helps -> {title, text, actions: [[id, label]]}. */
+export const NOTICES = {
+  insecure: {
+    title: "The microphone needs HTTPS",
+    text:
+      "Browsers give the microphone only to secure pages. Open this page as https://… or on this computer as " +
+      "http://localhost, or start the server with --tls-cert CERT.pem --tls-key KEY.pem. Typing works here too.",
+    actions: [["text-only", "Type instead"]],
+  },
+  denied: {
+    title: "The microphone is blocked",
+    text:
+      "Allow the microphone for this page: click the icon at the left of the address, switch the microphone on, then " +
+      "try again. On a phone look into the browser's site settings.",
+    actions: [["retry-mic", "Try again"], ["text-only", "Type instead"]],
+  },
+  missing: {
+    title: "No microphone found",
+    text: "Plug in or switch on a microphone or headset, then try again. You can also type and hear the answers.",
+    actions: [["retry-mic", "Try again"], ["text-only", "Type instead"]],
+  },
+  busy: {
+    title: "The microphone is in use",
+    text: "Another program holds the microphone. Close it there, or choose another device in the settings.",
+    actions: [["retry-mic", "Try again"], ["text-only", "Type instead"]],
+  },
+  lost: {
+    title: "The microphone is gone",
+    text: "The device was unplugged or switched off. Plug it in again or go on with another one.",
+    actions: [["retry-mic", "Use another microphone"], ["text-only", "Type instead"]],
+  },
+  failed: {
+    title: "The microphone did not start",
+    text: "The browser could not open the microphone. Try again, choose another device, or reload the page.",
+    actions: [["retry-mic", "Try again"], ["text-only", "Type instead"]],
+  },
+  server_busy: {
+    title: "All seats are taken",
+    text: "Other people are talking at the moment. Your place is asked for again by itself.",
+    actions: [["retry-now", "Try now"], ["give-up", "Stop waiting"]],
+  },
+  unreachable: {
+    title: "The server cannot be reached",
+    text: "Check your network, and that the server runs. The page keeps trying and goes on by itself.",
+    actions: [["retry-now", "Try now"], ["give-up", "Stop trying"]],
+  },
+  taken: {
+    title: "The conversation went on in another tab",
+    text: "Only one tab can hold a conversation. Close the other one, or start a new conversation here.",
+    actions: [["start", "Start here"]],
+  },
+  refused: {
+    title: "The server ended the conversation",
+    text: "{message} Start again; if it happens again, reload the page.",
+    actions: [["start", "Start again"]],
+  },
+  start_failed: {
+    title: "The server could not start",
+    text: "A model or a setting is missing. The server's log says which one and what to do.",
+    actions: [],
+  },
+  audio: {
+    title: "Sound is paused by the browser",
+    text: "Tap once to let the page play sound.",
+    actions: [["resume-audio", "Play sound"]],
+  },
+  broken: {
+    title: "This browser cannot run the page",
+    text: "It lacks Web Audio worklets. Use a current Chrome, Edge, Firefox or Safari.",
+    actions: [],
+  },
+};
+
+export function fillNotice(kind, values = {}) {
+  const notice = NOTICES[kind];
+  const text = notice.text.replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "").trim();
+  return { ...notice, text };
+}
+
+/** Names of the parts of a turn's latency, in the order in which they happen. */
+export const PARTS = [
+  ["endpointing", "end of speech"],
+  ["asr", "recognition"],
+  ["prompt", "prompt"],
+  ["llm_first_token", "first word"],
+  ["first_clause", "first clause"],
+  ["tts_first_audio", "voice"],
+  ["send", "network"],
+  ["playout", "playback"],
+];
+
+/** turn_metrics -> [{key, label, ms}] of the parts that took any time, unknown ones last. */
+export function latencyParts(metrics) {
+  const parts = metrics.parts_ms ?? {};
+  const known = new Map(PARTS);
+  const order = [...known.keys(), ...Object.keys(parts).filter((key) => !known.has(key))];
+  return order
+    .filter((key) => Number.isFinite(parts[key]) && Math.round(parts[key]) !== 0)
+    .map((key) => ({ key, label: known.get(key) ?? key.replaceAll("_", " "), ms: Math.round(parts[key]) }));
+}
+
+/** 640 -> "0.64 s" */
+export const asSeconds = (ms) => `${(ms / 1000).toFixed(2)} s`;
