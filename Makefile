@@ -24,7 +24,7 @@ fmt: setup  ## format the code
 	.venv/bin/ruff format .
 
 test: check  ## all that CI runs: check, unit, contract, integration, e2e
-	$(PYTHON) -m pytest
+	VOICEPOD_REQUIRE_MODELS=1 $(PYTHON) -m pytest -n 2 --dist loadgroup
 
 test-fast: setup  ## unit and integration tests without real models and browser
 	$(PYTHON) -m pytest -m "not models and not e2e"

@@ -65,6 +65,8 @@ def configure_logging(settings: Settings, *, json: bool | None = None) -> None:
     logging.getLogger(OWN_LOGGER).propagate = True
     # Not DEBUG: there uvicorn writes out every WebSocket frame, which is what people said.
     logging.getLogger("uvicorn").setLevel("INFO" if verbose else level)
+    for name in ("uvicorn.error", "uvicorn.asgi"):  # an embedded server may have set levels of its own
+        logging.getLogger(name).setLevel("NOTSET")
     logging.getLogger("uvicorn.access").setLevel("INFO" if verbose else "WARNING")
     logging.getLogger().setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level]))
     if settings.logging is None:

@@ -154,7 +154,7 @@ class Server:
                 metrics=self.metrics,
                 voices=frozenset(voice.id for voice in self.engines.tts.info.voices),
                 turn_detection=TurnDetection.from_settings(self.settings),
-                is_ready=lambda: self.readiness.is_ready,
+                why_not_ready=lambda: "" if self.readiness.is_ready else self.readiness.reason,
                 new_id=new_id,
             ),
         )
@@ -168,6 +168,7 @@ class Server:
             turn=settings.turn,
             vad=settings.vad,
             history_tokens=settings.llm.history_tokens,
+            max_reply_tokens=settings.llm.max_tokens,
             max_lead_s=settings.network.max_lead_s,
             clock=time.monotonic,
             listeners=(self.metrics.listen, log_event),

@@ -11,12 +11,13 @@ import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from api.errors import close_code
+from api.errors import close_code, error_response
 from api.metrics import Metrics
 from api.origins import Origins
 from api.registry import PageTokens, Registry, Seat
@@ -49,7 +50,7 @@ class Door:
     metrics: Metrics
     voices: frozenset[str]
     turn_detection: TurnDetection
-    is_ready: Callable[[], bool]
+    why_not_ready: Callable[[], str]  # empty when talks may begin
     new_id: Callable[[str], str]
 
 
@@ -60,8 +61,14 @@ async def serve(websocket: WebSocket, door: Door) -> None:
         door.metrics.rejected("forbidden")
         await websocket.close(1008)  # before accept: the client sees HTTP 403
         return
+    if door.registry.n_sockets >= door.network.max_sockets:
+        door.metrics.rejected("too_many_sockets")
+        busy = Busy("the server has no room for another connection", retry_after_s=10.0)
+        await websocket.send_denial_response(error_response(busy))
+        return
     chosen = PROTOCOL if PROTOCOL in offered else STOCK_PROTOCOL if STOCK_PROTOCOL in offered else None
     await websocket.accept(subprotocol=chosen)
+    door.registry.n_sockets += 1
     door.metrics.connected(+1)
     try:
         await _Connection(websocket, door, extended=chosen == PROTOCOL).run(_suffix(offered, RESUME_PREFIX))
@@ -75,6 +82,7 @@ async def serve(websocket: WebSocket, door: Door) -> None:
         log.exception("socket.broken")
         await _say_goodbye(websocket, None, INTERNAL)
     finally:
+        door.registry.n_sockets -= 1
         door.metrics.connected(-1)
 
 
@@ -116,8 +124,8 @@ class _Connection:
     async def run(self, resume_token: str | None) -> None:
         """Take a seat and talk until either side ends."""
         registry = self._door.registry
-        if not self._door.is_ready():
-            raise EngineNotReady("the models are still loading; please try again in a moment", stage="server")
+        if reason := self._door.why_not_ready():
+            raise EngineNotReady(f"no talk can begin now: {reason}", stage="server")
         seat, first = await self._take_seat(resume_token)
         resumed = first is not None or seat.token == resume_token
         while True:
@@ -173,7 +181,7 @@ class _Connection:
             if event is None:
                 session.replay()
             else:
-                session.replay(event.get("turn", 0), event.get("sample", -1))
+                session.replay(event["turn"], event["sample"])
                 first = None
         replaced = asyncio.create_task(taken_over.wait(), name="taken over")
         receiving = asyncio.create_task(self._receive(seat, first), name="receive")
@@ -182,7 +190,7 @@ class _Connection:
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if replaced.done():
-                await _say_goodbye(self._websocket, None, TAKEN_OVER)
+                await _say_goodbye(self._websocket, None, INTERNAL if seat.is_over else TAKEN_OVER)
                 return False
             if receiving.done():
                 return receiving.result()
@@ -201,7 +209,7 @@ class _Connection:
             send=answers.append,
             voices=self._door.voices,
             default=self._door.turn_detection,
-            on_underruns=self._door.metrics.underruns,
+            on_underruns=partial(self._count_underruns, seat),
             pause=lambda: asyncio.sleep(0),
             new_id=self._door.new_id,
         )
@@ -214,8 +222,8 @@ class _Connection:
             if message.get("bytes") is not None:
                 await reader.audio(message["bytes"])
             elif may_resume and (event := _resume_event(message)) is not None:
-                self._go_on(seat, event, message)
-                answers.append(error_json(NotFound("this session is over", code="session_not_found")))
+                if not self._go_on(seat, event, message):
+                    answers.append(error_json(NotFound("this session is over", code="session_not_found")))
             else:
                 await reader.text(message.get("text") or "")
             may_resume = False
@@ -226,10 +234,18 @@ class _Connection:
                 await _say_goodbye(self._websocket, None, INVALID_DATA)
                 return False
 
-    def _go_on(self, seat: Seat, event: Json, message: Message) -> None:
+    def _go_on(self, seat: Seat, event: Json, message: Message) -> bool:
+        """Change to the session that the event names. False: there is none."""
         known = self._known(event["token"])
-        if known is not None and known is not seat:
+        if known is seat:
+            seat.session.replay(event["turn"], event["sample"])
+        elif known is not None:
             raise _GoOn(known, message)
+        return known is not None
+
+    def _count_underruns(self, seat: Seat, total: int) -> None:
+        self._door.metrics.underruns(max(total - seat.n_underruns, 0))
+        seat.n_underruns = total
 
     async def _write(self, seat: Seat) -> None:
         """Write what the session has to say; a client that does not read is dropped."""

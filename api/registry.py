@@ -38,6 +38,8 @@ class Seat:
     taken_over: asyncio.Event = field(default_factory=asyncio.Event)
     left_at_s: float | None = None  # when the last socket went
     gave_up_seat: bool = False  # the client said goodbye
+    is_over: bool = False  # the session ended by itself
+    n_underruns: int = 0  # the page's count, which outlives its sockets
 
 
 class Registry:
@@ -52,6 +54,7 @@ class Registry:
         clock: Callable[[], float],
     ) -> None:
         self.max_sessions = max_sessions
+        self.n_sockets = 0
         self._network, self._create, self._clock = network, create, clock
         self._seats: dict[str, Seat] = {}  # resume token -> seat
         self._tasks: asyncio.TaskGroup | None = None
@@ -156,6 +159,7 @@ class Registry:
             log.exception("session.broken", session_id=seat.session.id)
         finally:
             self._seats.pop(seat.token, None)
+            seat.is_over = True
             seat.taken_over.set()  # a socket that is still attached must not wait for a session that is gone
 
 

@@ -111,7 +111,6 @@ class Reader:
         self.n_malformed = 0
         self._send, self._voices, self._default = send, voices, default
         self._on_underruns, self._pause, self._new_id = on_underruns, pause, new_id
-        self._n_underruns = 0
 
     async def audio(self, data: bytes | memoryview) -> None:
         """Raw PCM16 of the session's input rate."""
@@ -207,9 +206,7 @@ class Reader:
         played: Playback = parse(Playback, event, "event")
         ago_s = None if played.started_ago_ms is None else played.started_ago_ms / 1000
         self.session.played(played.turn, played.played_samples, started_ago_s=ago_s)
-        if played.underruns > self._n_underruns:
-            self._on_underruns(played.underruns - self._n_underruns)
-        self._n_underruns = played.underruns
+        self._on_underruns(played.underruns)
 
     async def _ping(self, event: Json) -> None:
         self._send({"type": "voicepod.pong", "t": event.get("t")})

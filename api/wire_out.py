@@ -6,6 +6,7 @@ Formats: docs/protocol.md. One `Writer` per session, so that a response that goe
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import json
 import struct
@@ -16,6 +17,7 @@ from api.errors import error_object
 from api.session_json import session_json
 from pipeline import events
 from pipeline.conversation import Item, ItemStatus
+from pipeline.errors import NotFound
 from pipeline.events import Event
 from pipeline.outbox import AudioEntry, Entry
 from pipeline.session import Session
@@ -169,12 +171,17 @@ class Writer:
         }
 
     def _item_truncated(self, event: events.ItemTruncated) -> Iterator[Json]:
-        yield {
+        message: Json = {
             "type": "conversation.item.truncated",
             "item_id": event.item_id,
             "content_index": 0,
             "audio_end_ms": event.audio_end_ms,
         }
+        if self.extended:
+            with contextlib.suppress(NotFound):  # deleted since
+                heard = self._session.conversation.get(event.item_id).heard
+                message["voicepod"] = {"text": heard or ""}
+        yield message
 
     def _item_deleted(self, event: events.ItemDeleted) -> Iterator[Json]:
         yield {"type": "conversation.item.deleted", "item_id": event.item_id}

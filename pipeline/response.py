@@ -55,6 +55,7 @@ class Response:
         self.has_audio = False
         self.finished = asyncio.Event()  # heard to the end, cut, or failed
         self.finished_at_s = 0.0
+        self.n_input_tokens = 0  # of what the model was given to read
         self.task: asyncio.Task[None] | None = None
         self._parts = parts
         self._begun = False
@@ -66,7 +67,7 @@ class Response:
         """Whether it is being made, or audio of it still waits to leave."""
         return self.is_open or (not self.finished.is_set() and self.playout.sent_samples < self.playout.made_samples)
 
-    async def run(self, deltas: AsyncIterator[str], *, voice: Voice, max_tokens: int | None) -> None:
+    async def run(self, deltas: AsyncIterator[str], *, voice: Voice, max_tokens: int) -> None:
         """Make the reply, hand it to the outbox, and wait until it was heard."""
         lanes.job_priority.set(self._priority)
         self._mark("llm_started")
@@ -85,7 +86,7 @@ class Response:
         else:
             await write(deltas, sink, waits=self._parts.waits)
         self.playout.finish()
-        at_limit = max_tokens is not None and self._n_deltas >= max_tokens
+        at_limit = self._n_deltas >= max_tokens
         status: ReplyStatus = "incomplete" if at_limit else "completed"
         reason: ReplyReason = "max_output_tokens" if at_limit else ""
         self.output.when_released(lambda: self._end(status, reason, behind_audio=True))
@@ -100,9 +101,11 @@ class Response:
         was_open = self.is_open or any(isinstance(event, events.ReplyFinished) for event in overtaken)
         self.output.drop()
         self._parts.tell(events.Flushed(at_s=now_s, turn_id=self.turn_id))
+        was_spoken = self._cut_history(sample)
         if was_open and self._begun:
             self._end("cancelled", reason)
-        self.keep_heard(sample)
+        if was_spoken:
+            self._tell_truncated(sample)
         self.close("interrupted")
         if self.task is not None:
             self.task.cancel()
@@ -123,21 +126,29 @@ class Response:
         self.close("failed")
 
     def keep_heard(self, sample: int) -> None:
-        """Cut the history to the first `sample` samples of this response's audio."""
+        """Cut the history to the first `sample` samples of this response's audio, and tell so."""
+        if self._cut_history(sample):
+            self._tell_truncated(sample)
+
+    def _cut_history(self, sample: int) -> bool:
         if not self.spoken:
-            return
+            return False
         heard = self.text[: self.playout.heard_chars(sample, self.text)]
         self.record.heard_s = sample / self.playout.sample_rate
         with contextlib.suppress(VoicepodError):  # deleted meanwhile, or never begun
             self._parts.conversation.cut(self.item_id, heard)
-            self._parts.tell(
-                events.ItemTruncated(
-                    at_s=self._parts.clock(),
-                    turn_id=self.turn_id,
-                    item_id=self.item_id,
-                    audio_end_ms=sample * 1000 // self.playout.sample_rate,
-                )
+            return True
+        return False
+
+    def _tell_truncated(self, sample: int) -> None:
+        self._parts.tell(
+            events.ItemTruncated(
+                at_s=self._parts.clock(),
+                turn_id=self.turn_id,
+                item_id=self.item_id,
+                audio_end_ms=sample * 1000 // self.playout.sample_rate,
             )
+        )
 
     def unheard(self) -> str:
         """The text that was made and not heard."""
@@ -251,6 +262,7 @@ class Response:
             status=status,
             reason=reason,
             text=self.text,
+            n_input_tokens=self.n_input_tokens,
             n_output_tokens=self._n_deltas,
             error=error,
         )

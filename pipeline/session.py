@@ -88,6 +88,7 @@ class Session:
         turn: TurnSettings,
         vad: VadSettings,
         history_tokens: int,
+        max_reply_tokens: int,
         max_lead_s: float,
         clock: Callable[[], float],
         new_id: Callable[[str], str] = new_id,
@@ -98,7 +99,8 @@ class Session:
         self.outbox = Outbox(clock, max_audio_s=turn.max_pending_audio_s, max_lead_s=max_lead_s)
         self.n_turns = 0
         self._engines, self._clock, self._new_id, self._listeners = engines, clock, new_id, tuple(listeners)
-        self._turn, self._vad, self._history_tokens = turn, vad, history_tokens
+        self._turn, self._vad = turn, vad
+        self._history_tokens, self._max_reply_tokens = history_tokens, max_reply_tokens
         waits = Waits(
             asr_s=turn.asr_timeout_s,
             first_token_s=turn.first_token_timeout_s,
@@ -444,13 +446,15 @@ class Session:
 
     async def _run_response(self, response: Response, how: ReplyOptions, previous: Response | None) -> None:
         options = self.options
-        max_tokens = how.max_tokens or options.max_output_tokens
+        max_tokens = how.max_tokens or options.max_output_tokens or self._max_reply_tokens
         try:
             if previous is not None:  # it may still be heard, when nothing interrupted it
                 await previous.finished.wait()
             voice = self._voice(options)
             if how.text is None:
                 messages = await self._messages(how.instructions or _instructions(options, voice))
+                for message in messages:
+                    response.n_input_tokens += await self._count(message.content)
                 deltas = self._engines.llm.reply(messages, max_tokens=max_tokens)
             else:
                 deltas = _one(how.text)
@@ -463,12 +467,16 @@ class Session:
         """The history that fits the model's window."""
         texts = [instructions, *(item.remembered for item in self.conversation)]
         for text in texts:
-            if text not in self._n_tokens:
-                self._n_tokens[text] = await self._engines.llm.count_tokens(text)
+            await self._count(text)
         self._n_tokens = {text: self._n_tokens[text] for text in texts}
         return self.conversation.messages(
             instructions, max_tokens=self._history_tokens, count=self._n_tokens.__getitem__
         )
+
+    async def _count(self, text: str) -> int:
+        if text not in self._n_tokens:
+            self._n_tokens[text] = await self._engines.llm.count_tokens(text)
+        return self._n_tokens[text]
 
     def _voice(self, options: SessionOptions) -> Voice:
         """The chosen voice, or one that speaks the session's language."""

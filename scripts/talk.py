@@ -40,6 +40,7 @@ async def talk(question: AudioChunk, engines: Engines, settings: Settings) -> Au
         turn=settings.turn,
         vad=settings.vad,
         history_tokens=settings.llm.history_tokens,
+        max_reply_tokens=settings.llm.max_tokens,
         max_lead_s=settings.turn.max_pending_audio_s,  # a file needs no pacing
         clock=time.monotonic,
     )

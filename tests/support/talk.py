@@ -108,6 +108,7 @@ class Talk:
             turn=TurnSettings(**self._turn),
             vad=VadSettings(),
             history_tokens=2048,
+            max_reply_tokens=400,
             max_lead_s=1.0,
             clock=loop.time,
             new_id=lambda kind: f"{kind}_{next(counter)}",
