@@ -2,7 +2,8 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
-PROFILE ?= cpu
+CACHE := $(or $(VOICEPOD_CACHE),$(HOME)/.cache/voicepod)
+export MYPY_CACHE_DIR := $(CACHE)/mypy
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16

@@ -62,6 +62,7 @@ class Server:
         self._on_fatal = on_fatal
         self._voice = settings.tts.voice
         self._loading: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._wanted = asyncio.Event()  # somebody needs the models
         if settings.performance.preload_models:
             self._wanted.set()
@@ -80,7 +81,9 @@ class Server:
         self._wanted.set()
 
     def mint_page_token(self) -> str:
-        """A one-time token for a page that is about to connect."""
+        """A one-time token for a page that is about to connect. Pages ask in threads of their own."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.want_models)
         return self.tokens.mint()
 
     def page_metrics(self) -> dict[str, Any]:
@@ -95,7 +98,7 @@ class Server:
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Own everything that runs in the background."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         started = asyncio.Event()
         async with self.host.running(), asyncio.TaskGroup() as tasks:
             running = tasks.create_task(self.registry.run(started), name="registry")
@@ -142,7 +145,6 @@ class Server:
         log.warning("settings.voice_replaced", voice=self._voice)
 
     async def _realtime(self, websocket: WebSocket) -> None:
-        self.want_models()
         network = self.settings.network
         await serve(
             websocket,
@@ -154,10 +156,15 @@ class Server:
                 metrics=self.metrics,
                 voices=frozenset(voice.id for voice in self.engines.tts.info.voices),
                 turn_detection=TurnDetection.from_settings(self.settings),
-                why_not_ready=lambda: "" if self.readiness.is_ready else self.readiness.reason,
+                why_not_ready=self._why_not_ready,
                 new_id=new_id,
             ),
         )
+
+    def _why_not_ready(self) -> str:
+        """Empty when talks may begin. Whoever was let in and asks makes the engines load."""
+        self.want_models()
+        return "" if self.readiness.is_ready else self.readiness.reason
 
     def _create_session(self, session_id: str) -> tuple[Session, Writer]:
         settings, engines = self.settings, self.engines

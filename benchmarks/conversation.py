@@ -42,6 +42,7 @@ FRAME = RATE // 50
 AUDIBLE = 500  # of 32768
 END_WAIT_MS = 200  # as the other systems were measured with
 INTERRUPT_AFTER_S, QUIET_AFTER_S = 2.6, 9.0
+TALKS_WAIT_S = 40.0
 
 
 @dataclass(slots=True)
@@ -58,7 +59,10 @@ class Ear:
     started_at: float = 0.0
     parts: list[dict[str, float]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    player_free_at: float = 0.0  # when all that came has been played
+    runs_dry_at: float = 0.0  # when all that came of this turn has been played
+    gaps_ms: list[float] = field(default_factory=list)  # silences inside a reply because its audio came too late
+    said: list[str] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
 
     def frame(self, message: bytes) -> None:
         """A frame of the server's audio."""
@@ -70,6 +74,9 @@ class Ear:
             return
         if turn != self.turn:
             self.turn, self.started_at = turn, now
+        elif now > self.runs_dry_at:
+            self.gaps_ms.append((now - self.runs_dry_at) * 1000)
+        self.runs_dry_at = max(now, self.runs_dry_at) + pcm.size / fixed_server.RATE
         self.played = first_sample + pcm.size
         if np.abs(pcm).max() > AUDIBLE:
             self.last_audible_at = now
@@ -85,6 +92,10 @@ class Ear:
             self.last_audible_at = max(self.last_audible_at, time.perf_counter())
         elif event["type"] == "voicepod.turn_metrics" and event["total_ms"] is not None:
             self.parts.append(event["parts_ms"])
+        elif event["type"] == "conversation.item.input_audio_transcription.completed":
+            self.said.append(event["transcript"])
+        elif event["type"] == "response.output_audio_transcript.done":
+            self.answers.append(event["transcript"].strip())
         elif event["type"] == "error":
             self.errors.append(event["error"]["code"])
 
@@ -139,7 +150,7 @@ async def talk(
             if speaking and ear.flushed > flushed_before:
                 stops.append((ear.last_audible_at - onset) * 1000)
             ear.last_speech_at = time.perf_counter()
-            wait_s = INTERRUPT_AFTER_S if turn % 2 == 0 else quiet_s
+            wait_s = quiet_s if turn % 2 or turn == n_turns - 1 else INTERRUPT_AFTER_S
             for i in range(int(wait_s / 0.02)):
                 await tick(silence)
                 if i % 5 == 0 and ear.turn > ear.flushed:
@@ -205,7 +216,16 @@ def report(ear: Ear, stops: list[float], elapsed_s: float, cpu_s: float | None, 
         print(f"  {name:<16} {spread([parts[name] for parts in ear.parts if name in parts])}")
     if cpu_s is not None:
         print(f"CPU        {cpu_s * 60 / elapsed_s:.2f} s per talk minute")
+    print(f"gaps ms    {spread(ear.gaps_ms)}")
     print(f"frames of a flushed turn received and dropped: {ear.stale_frames}; errors: {ear.errors or 'none'}")
+
+
+async def talks(url: str, clips: list[Path]) -> None:
+    """One question in each of several talks at the same time; prints who understood, answered and stuttered how."""
+    found = await asyncio.gather(*(talk(url, speech(clip), 1, 600, TALKS_WAIT_S) for clip in clips))
+    for clip, (ear, _, _) in zip(clips, found, strict=True):
+        print(f"{clip.stem}: v2v {spread(ear.v2v_ms)}; gaps {spread(ear.gaps_ms)}; errors {ear.errors or 'none'}")
+        print(f"  heard {ear.said}, answered {ear.answers}")
 
 
 def main() -> None:
@@ -216,8 +236,12 @@ def main() -> None:
     which.add_argument("--url", help="a running server")
     parser.add_argument("--turns", type=int, default=30)
     parser.add_argument("--question", type=Path, help="a recording instead of espeak-ng's 'What time is it?'")
+    parser.add_argument("--talks", type=Path, nargs="+", metavar="CLIP", help="with --url: one talk a clip, at once")
     parser.add_argument("--quiet-s", type=float, default=QUIET_AFTER_S, help="silence after a turn that is heard out")
     arguments = parser.parse_args()
+    if arguments.talks:
+        asyncio.run(talks(arguments.url, arguments.talks))
+        return
     question = speech(arguments.question)
     if arguments.url:
         ear, stops, elapsed_s = asyncio.run(talk(arguments.url, question, arguments.turns, 600, arguments.quiet_s))

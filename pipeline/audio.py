@@ -152,8 +152,8 @@ def decode_file(data: bytes, *, max_seconds: float) -> AudioChunk:
     return AudioChunk(np.clip(samples, -1.0, 1.0), rate)
 
 
-def wav_bytes(chunk: AudioChunk) -> bytes:
-    """The chunk as a 16-bit mono WAV file."""
+def file_bytes(chunk: AudioChunk, container: str) -> bytes:
+    """The chunk as a 16-bit mono file; `container` is wav or flac."""
     buffer = io.BytesIO()
-    soundfile.write(buffer, chunk.samples, chunk.sample_rate, format="WAV", subtype="PCM_16")
+    soundfile.write(buffer, chunk.samples, chunk.sample_rate, format=container.upper(), subtype="PCM_16")
     return buffer.getvalue()

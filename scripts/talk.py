@@ -2,8 +2,9 @@
 
     python -m scripts.talk question.wav --out answer.wav
 
-The file is played into a session in real time, as a microphone would; the answer is written as WAV, and the latency
-record of each turn is printed. Settings come from the same places as the server's.
+The file is played into a session in real time, as a microphone would; the answer is written with the rate and in the
+container of the audio settings (`--set audio.format=flac`), and the latency record of each turn is printed. Settings come
+from the same places as the server's.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline import events
-from pipeline.audio import AudioChunk, concat, decode_file, wav_bytes
+from pipeline.audio import AudioChunk, concat, decode_file, file_bytes
 from pipeline.engines.base import Engines
 from pipeline.errors import VoicepodError
 from pipeline.options import SessionOptions
@@ -113,15 +114,16 @@ def main() -> int:
     """Entry point; gives the exit status."""
     parser = argparse.ArgumentParser(prog="python -m scripts.talk", description="Ask a recorded question.")
     parser.add_argument("question", type=Path, help="WAV, FLAC, OGG or MP3 with speech")
-    parser.add_argument("--out", type=Path, required=True, help="WAV file for the answer")
+    parser.add_argument("--out", type=Path, required=True, help="file for the answer")
     arguments, rest = parser.parse_known_args()
     try:
         question = decode_file(arguments.question.read_bytes(), max_seconds=MAX_QUESTION_S)
-        answer = asyncio.run(ask(question, load_settings(rest, os.environ).settings))
+        settings = load_settings(rest, os.environ).settings
+        answer = asyncio.run(ask(question, settings))
         if not answer.n_samples:
             print("talk: no answer was spoken; is there speech in the file?", file=sys.stderr)
             return 1
-        arguments.out.write_bytes(wav_bytes(answer))
+        arguments.out.write_bytes(file_bytes(answer.resampled(settings.audio.sample_rate), settings.audio.format))
         print(f"wrote   {arguments.out} ({answer.seconds:.1f} s)")
         return 0
     except VoicepodError as error:

@@ -118,11 +118,17 @@ async def test_closing_within_a_piece_leaves_the_lane_idle(tts: Tts) -> None:
     assert await chunks_of(tts, "Hi.")
 
 
+# Piper draws the length of each sound at random (its model is stochastic), Kokoro speaks a text the same way every time.
+SPREAD = {"kokoro": 0.01, "piper": 0.3}
+
+
 async def test_two_talks_at_once_get_their_own_audio(tts: Tts) -> None:
     alone = [await chunks_of(tts, "One.", "Two."), await chunks_of(tts, "A much longer sentence this is.")]
     together = await asyncio.gather(chunks_of(tts, "One.", "Two."), chunks_of(tts, "A much longer sentence this is."))
     for one, other in zip(alone, together, strict=True):
-        assert [c.audio.seconds for c in one] == pytest.approx([c.audio.seconds for c in other], rel=0.1)
+        assert [c.piece_index for c in one if c.final] == [c.piece_index for c in other if c.final]
+        seconds, seconds_again = (sum(c.audio.seconds for c in chunks) for chunks in (one, other))
+        assert seconds == pytest.approx(seconds_again, rel=SPREAD[tts.info.name])
 
 
 async def test_speed_makes_speech_shorter(tts: Tts) -> None:

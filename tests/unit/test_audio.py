@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline.audio import AudioChunk, Framer, Resampler, concat, decode_file, wav_bytes
+from pipeline.audio import AudioChunk, Framer, Resampler, concat, decode_file, file_bytes
 from pipeline.errors import InvalidInput, TooLarge
 
 CUTS = st.lists(st.integers(0, 700), max_size=12)
@@ -107,7 +107,7 @@ def test_joining_keeps_order_and_refuses_another_rate() -> None:
 
 def test_files_of_any_rate_and_channels_become_mono_at_their_own_rate() -> None:
     chunk = noise(1000)
-    decoded = decode_file(wav_bytes(chunk), max_seconds=1)
+    decoded = decode_file(file_bytes(chunk, "wav"), max_seconds=1)
     assert decoded.sample_rate == 24000
     assert np.allclose(decoded.samples, chunk.samples, atol=1e-4)
     buffer = io.BytesIO()
@@ -120,10 +120,10 @@ def test_files_of_any_rate_and_channels_become_mono_at_their_own_rate() -> None:
 
 def test_files_that_are_too_long_empty_broken_or_not_finite_are_refused() -> None:
     with pytest.raises(TooLarge):
-        decode_file(wav_bytes(AudioChunk.silence(1.1, 8000)), max_seconds=1)
+        decode_file(file_bytes(AudioChunk.silence(1.1, 8000), "wav"), max_seconds=1)
     with pytest.raises(InvalidInput, match="no samples"):
-        decode_file(wav_bytes(AudioChunk.silence(0, 8000)), max_seconds=1)
-    for broken in (b"", b"RIFF", b"/etc/passwd", wav_bytes(noise(10))[:20]):
+        decode_file(file_bytes(AudioChunk.silence(0, 8000), "wav"), max_seconds=1)
+    for broken in (b"", b"RIFF", b"/etc/passwd", file_bytes(noise(10), "wav")[:20]):
         with pytest.raises(InvalidInput):
             decode_file(broken, max_seconds=1)
     buffer = io.BytesIO()
