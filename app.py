@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 
 import structlog
@@ -77,7 +78,9 @@ def serve(settings: Settings) -> int:
     )
     scheme = "https" if network.tls_cert else "http"
     log.info("server.starting", url=f"{scheme}://{network.host}:{network.port}")
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it anew once everything is closed
+    # Uvicorn raises a signal anew once everything is closed; being asked to stop is no failure.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
         http.run()
     if fatal:
         reason = fatal[0].message if isinstance(fatal[0], VoicepodError) else "an engine could not be loaded"

@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
+if [[ " $* " == *" --help "* && -x .venv/bin/python ]]; then exec .venv/bin/python app.py --help; fi
 profile=cpu
 if command -v nvidia-smi >/dev/null && nvidia-smi --list-gpus >/dev/null 2>&1; then profile=gpu; fi
 scripts/setup.sh "$profile"

@@ -123,15 +123,15 @@ class ModelsSettings(Section):
     llm_model: str = setting("local", "Manifest id of the LLM; local is the profile's own.", pattern=_NAME)
     model_precision: Literal["fp32", "fp16", "bf16"] = setting("fp16", "Number format on a GPU.", later=GPU_POD)
     dir: FilePath = setting(lambda: cache_directory(os.environ) / "models", "Directory of downloaded models.")
-    offline: bool = setting(False, "Never download: a missing model stops the start.")
+    offline: bool = setting(False, "scripts.download_models asks nobody; a missing model stops the start either way.")
 
 
 class AudioSettings(Section):
-    """Audio that leaves as files, and sessions that ask for the configured rate."""
+    """Audio that leaves as files."""
 
     sample_rate: Literal[8000, 16000, 22050, 24000, 44100, 48000] = setting(24000, "Rate of files, in Hz.")
     channels: Literal[1] = setting(1, "Channels of files; speech is mono.")
-    format: Literal["wav", "flac"] = setting("wav", "Container of downloaded audio.")
+    format: Literal["wav", "flac"] = setting("wav", "Container of files.")
 
 
 class NetworkSettings(Section):
@@ -177,7 +177,7 @@ class PerformanceSettings(Section):
     """Trade-offs of speed against memory."""
 
     enable_caching: bool = setting(True, "Keep audio of text that is spoken again.", later=OPERATIONS)
-    preload_models: bool = setting(True, "Load every engine at start instead of at the first talk.")
+    preload_models: bool = setting(True, "Load every engine at start, not when a page or a socket asks.")
     optimize_for_latency: bool = setting(True, "Favour the first audio over throughput.", later=GPU_POD)
     gpu_memory_fraction: Number = setting(
         0.9, "Share of the GPU's memory that all engines together may take.", later=GPU_POD, gt=0, le=1

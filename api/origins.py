@@ -28,12 +28,19 @@ class Origins:
             return True
         # A browser cannot set X-Forwarded-Host on a socket, a proxy that rewrites Host does.
         asked = {headers.get("host", ""), headers.get("x-forwarded-host", "").split(",")[0].strip()} - {""}
-        parts = urlsplit(origin)
-        return parts.scheme in ("http", "https") and parts.netloc in asked and self.host_allowed(headers)
+        scheme, _, host = origin.partition("://")
+        return scheme in ("http", "https") and host in asked and self.host_allowed(headers)
 
     def host_allowed(self, headers: Headers) -> bool:
         """Whether the Host header is one that this server may be called by."""
-        return not self._loopback_only or urlsplit(f"//{headers.get('host', '')}").hostname in LOOPBACK_NAMES
+        return not self._loopback_only or _hostname(headers.get("host", "")) in LOOPBACK_NAMES
+
+
+def _hostname(host: str) -> str | None:
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:  # an IPv6 address that is none
+        return None
 
 
 def _is_loopback(host: str) -> bool:

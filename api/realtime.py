@@ -67,8 +67,12 @@ async def serve(websocket: WebSocket, door: Door) -> None:
         await websocket.send_denial_response(error_response(busy))
         return
     chosen = PROTOCOL if PROTOCOL in offered else STOCK_PROTOCOL if STOCK_PROTOCOL in offered else None
-    await websocket.accept(subprotocol=chosen)
     door.registry.n_sockets += 1
+    try:
+        await websocket.accept(subprotocol=chosen)
+    except BaseException:
+        door.registry.n_sockets -= 1
+        raise
     door.metrics.connected(+1)
     try:
         await _Connection(websocket, door, extended=chosen == PROTOCOL).run(_suffix(offered, RESUME_PREFIX))
@@ -128,17 +132,18 @@ class _Connection:
             raise EngineNotReady(f"no talk can begin now: {reason}", stage="server")
         seat, first = await self._take_seat(resume_token)
         resumed = first is not None or seat.token == resume_token
-        while True:
-            goodbye = False
-            try:
-                goodbye = await self._talk(seat, first, resumed=resumed)
-                return
-            except _GoOn as other:
-                registry.end(seat)
-                registry.attach(other.seat, self)
-                seat, first, resumed = other.seat, other.message, True
-            finally:
-                registry.detach(seat, self, goodbye=goodbye)
+        goodbye = False
+        try:
+            while True:
+                try:
+                    goodbye = await self._talk(seat, first, resumed=resumed)
+                    return
+                except _GoOn as other:
+                    registry.end(seat)
+                    seat, first, resumed = other.seat, other.message, True
+                    registry.attach(seat, self)
+        finally:
+            registry.detach(seat, self, goodbye=goodbye)
 
     async def _take_seat(self, resume_token: str | None) -> tuple[Seat, Message | None]:
         """A seat, and the first message if it had to be read to know which."""
@@ -190,6 +195,9 @@ class _Connection:
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if replaced.done():
+                receiving.cancel()  # the new socket reads the outbox now, this one must not
+                sending.cancel()
+                await asyncio.gather(receiving, sending, return_exceptions=True)
                 await _say_goodbye(self._websocket, None, INTERNAL if seat.is_over else TAKEN_OVER)
                 return False
             if receiving.done():
@@ -252,8 +260,12 @@ class _Connection:
         outbox, writer = seat.session.outbox, seat.writer
         while True:
             entry = await outbox.get()
-            for message in writer.messages(entry):
-                await self._send(message)
+            try:
+                for message in writer.messages(entry):
+                    await self._send(message)
+            except BaseException:
+                outbox.put_back(entry)  # a socket that is taken over or broken; the next one tells it
+                raise
 
     async def _send(self, message: str | bytes) -> None:
         try:

@@ -43,7 +43,7 @@ class Seat:
 
 
 class Registry:
-    """All sessions of the server. Plain calls on the event loop; `run` owns the sessions' tasks."""
+    """All sessions of the server; `run` owns their tasks. Any thread may read the counts, the rest is the loop's."""
 
     def __init__(
         self,
@@ -79,17 +79,17 @@ class Registry:
     @property
     def sessions(self) -> list[Session]:
         """All sessions, those that wait to be resumed included."""
-        return [seat.session for seat in self._seats.values()]
+        return [seat.session for seat in list(self._seats.values())]
 
     @property
     def n_active(self) -> int:
         """Seats that are taken."""
-        return sum(self._holds_seat(seat) for seat in self._seats.values())
+        return sum(self._holds_seat(seat) for seat in list(self._seats.values()))
 
     @property
     def n_resumable(self) -> int:
         """Sessions without a socket that still hold their seat."""
-        return sum(seat.connection is None and self._holds_seat(seat) for seat in self._seats.values())
+        return sum(seat.connection is None and self._holds_seat(seat) for seat in list(self._seats.values()))
 
     def check_free(self) -> None:
         """`Busy` when every seat is taken."""

@@ -155,7 +155,7 @@ def _with_output(options: SessionOptions, update: Output, voices: frozenset[str]
         options = replace(options, speed=update.speed)
     voice = update.voice.get("id") if isinstance(update.voice, dict) else update.voice
     if voice is not None:
-        if voice not in voices:
+        if not isinstance(voice, str) or voice not in voices:
             raise InvalidInput(
                 "this voice does not exist; session.voicepod.voices lists those that do",
                 code="voice_not_found",

@@ -9,7 +9,7 @@ import base64
 import binascii
 import json
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import Field
 
@@ -23,6 +23,7 @@ from pipeline.session import ReplyOptions, Session
 
 SLICE_S = 0.5  # a chunk is fed in slices of at most this length, with a yield between
 MAX_TEXT_CHARS = 20_000
+U32 = 2**32 - 1
 ItemId = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -87,10 +88,16 @@ class CreateResponse(Part):
 class Playback(Part):
     """voicepod.playback."""
 
-    turn: Annotated[int, Field(ge=0)]
-    played_samples: Annotated[int, Field(ge=0)]
+    turn: Annotated[int, Field(ge=0, le=U32)]
+    played_samples: Annotated[int, Field(ge=0, le=U32)]
     started_ago_ms: Annotated[float, Field(ge=0, le=3_600_000)] | None = None
-    underruns: Annotated[int, Field(ge=0)] = 0
+    underruns: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+
+
+class Ping(Part):
+    """voicepod.ping."""
+
+    t: float | Annotated[str, Field(max_length=200)] | None = None
 
 
 class Reader:
@@ -209,15 +216,19 @@ class Reader:
         self._on_underruns(played.underruns)
 
     async def _ping(self, event: Json) -> None:
-        self._send({"type": "voicepod.pong", "t": event.get("t")})
+        self._send({"type": "voicepod.pong", "t": parse(Ping, event, "event").t})
 
     async def _pong(self, event: Json) -> None:
         return
 
 
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
 def _decoded(text: str) -> Json:
     try:
-        event = json.loads(text)
+        event = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise InvalidInput("this is not JSON", code="invalid_json") from None
     if not isinstance(event, dict) or "type" not in event:

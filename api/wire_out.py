@@ -53,7 +53,7 @@ class Writer:
 
     def text(self, message: Json) -> str:
         """One message with its event id."""
-        return json.dumps({"event_id": f"event_{next(self._n_events)}", **message}, ensure_ascii=False)
+        return json.dumps({"event_id": f"event_{next(self._n_events)}", **message})
 
     def created(self, *, resumed: bool, resume_token: str) -> str:
         """The first message of a connection. The token is told here only, never with `session.updated`."""

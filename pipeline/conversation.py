@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipeline.engines.base import Message, Role
-from pipeline.errors import InvalidInput, NotFound
+from pipeline.errors import InvalidInput, NotFound, TooLarge
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
@@ -36,6 +36,10 @@ class Item:
         if self.heard is None:
             return self.content
         return f"{self.heard.rstrip()}{CUT_MARK}" if self.heard.strip() else ""
+
+
+# Hours of talk; a bound for clients that fill the history themselves.
+MAX_ITEMS, MAX_CHARS = 2000, 1_000_000
 
 
 class Conversation:
@@ -67,6 +71,8 @@ class Conversation:
 
     def add(self, item: Item, *, after: str | None = None) -> str | None:
         """Append, or insert after the item `after` ("root" for the front); gives the id of the item before it."""
+        if len(self._items) >= MAX_ITEMS or sum(len(known.content) for known in self._items) > MAX_CHARS:
+            raise TooLarge("the conversation is full: delete items or begin a new one", code="conversation_full")
         if any(known.id == item.id for known in self._items):
             raise InvalidInput(f"there is an item '{item.id}' already", code="item_exists", param="item.id")
         if after is None:
@@ -111,7 +117,7 @@ class Conversation:
         always kept, cut from the front if it alone is too long.
         """
         left = max_tokens - count(instructions)
-        items = [item for item in self._items[self._first_kept() :] if item.remembered]
+        items = [item for item in self.kept if item.remembered]
         if items and sum(count(item.remembered) + TEMPLATE_TOKENS for item in items) > left:
             items = _newest(items, left // 2, count)
             self._begins_with = items[0].id
@@ -120,10 +126,11 @@ class Conversation:
             messages = [Message(items[0].role, _tail(items[0].remembered, max(left, 64), n_tokens))]
         return (Message("system", instructions), *_joined(messages))
 
-    def _first_kept(self) -> int:
-        """Index of the item that the kept history begins with."""
+    @property
+    def kept(self) -> list[Item]:
+        """The items that the LLM may still be told."""
         ids = [item.id for item in self._items]
-        return ids.index(self._begins_with) if self._begins_with in ids else 0
+        return self._items[ids.index(self._begins_with) :] if self._begins_with in ids else self._items
 
     def _index(self, item_id: str) -> int:
         for index, item in enumerate(self._items):

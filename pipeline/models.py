@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
@@ -172,15 +171,6 @@ def load_manifest(path: Path = MANIFEST_PATH) -> Manifest:
 @cache
 def _own_manifest() -> Manifest:
     return load_manifest()
-
-
-def default_models_dir() -> Path:
-    """MODEL_CACHE_DIR, else `models` in VOICEPOD_CACHE, else `models` in the user's cache directory."""
-    chosen = os.environ.get("MODEL_CACHE_DIR")
-    if chosen:
-        return Path(chosen).expanduser()
-    cache_dir = os.environ.get("VOICEPOD_CACHE") or "~/.cache/voicepod"
-    return Path(cache_dir).expanduser() / "models"
 
 
 def sha256_of(path: Path) -> str:

@@ -123,6 +123,12 @@ class Outbox:
             self._pending_s += frame.audio.seconds
         self._wake.set()
 
+    def put_back(self, entry: Entry) -> None:
+        """An entry that could not be sent, to be the next one again. Audio is sent again by `rewind` instead."""
+        if isinstance(entry, ControlEntry):
+            self._control.appendleft(entry)
+            self._wake.set()
+
     async def get(self) -> Entry:
         """The next entry; audio waits here until the player is less than `max_lead_s` behind."""
         while True:

@@ -24,7 +24,7 @@ from pipeline.echo import is_echo
 from pipeline.endpointing import EndpointRules
 from pipeline.engines import lanes
 from pipeline.engines.base import Engines, Message, Voice
-from pipeline.errors import InvalidInput, VoicepodError
+from pipeline.errors import InvalidInput, RateLimited, VoicepodError
 from pipeline.events import AgentState, Event, ReplyReason, UserState
 from pipeline.listening import Heard, Listener
 from pipeline.options import LANGUAGES, SessionOptions
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 # Responses whose playout is kept, for late reports and truncations of what was heard.
 REMEMBERED_RESPONSES = 32
 MIN_COMMIT_S = 0.1
+# A client that commits faster than the ASR can follow is told so, instead of filling the lane that all talks share.
+MAX_WAITING_UTTERANCES = 8
 # An echo that begins this long after the end of a reply can still be its last words: loudspeaker and room add delay.
 ECHO_TAIL_S = 0.4
 
@@ -171,6 +173,8 @@ class Session:
                 "the audio buffer is too small to commit: at least 100 ms are needed",
                 code="input_audio_buffer_commit_empty",
             )
+        if len(self._unfinished) >= MAX_WAITING_UTTERANCES:
+            raise RateLimited("too many utterances wait to be transcribed", retry_after_s=1.0)
         utterance = self._speech or self._new_utterance()
         self._speech = None
         self._commit(utterance, self._listener.take(), respond=False)
@@ -465,10 +469,14 @@ class Session:
 
     async def _messages(self, instructions: str) -> tuple[Message, ...]:
         """The history that fits the model's window."""
-        texts = [instructions, *(item.remembered for item in self.conversation)]
-        for text in texts:
-            await self._count(text)
-        self._n_tokens = {text: self._n_tokens[text] for text in texts}
+
+        def texts() -> list[str]:
+            return [instructions, *(item.remembered for item in self.conversation.kept)]
+
+        while missing := [text for text in texts() if text not in self._n_tokens]:
+            for text in missing:  # the history may change meanwhile
+                await self._count(text)
+        self._n_tokens = {text: self._n_tokens[text] for text in texts()}
         return self.conversation.messages(
             instructions, max_tokens=self._history_tokens, count=self._n_tokens.__getitem__
         )

@@ -1,8 +1,8 @@
 """One turn: what was said becomes text, the text becomes a reply, the reply becomes audio.
 
-`transcribe` and `reply` read top to bottom and touch nothing but what they are given: the history is the session's, the
-way out is a `TurnOutput`. Cancelling the task that runs them stops the engines, because every stream is closed on the
-way out.
+`transcribe`, `write` and `speak` read top to bottom and touch nothing but what they are given: the history is the
+session's, the way out a `ReplySink`. Cancelling the task that runs them stops the engines, because every stream is
+closed on the way out.
 """
 
 from __future__ import annotations

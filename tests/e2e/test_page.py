@@ -280,6 +280,22 @@ def test_a_conversation_that_went_on_in_another_tab_is_not_fought_over(page: Voi
     assert len(scripted.server.talks) == 2
 
 
+def test_a_page_that_waits_for_models_asks_for_one_token_which_makes_them_load(
+    silent_browser: Browser, scripted: Running
+) -> None:
+    scripted.server.tokens.clear()
+    waiting = [{"kind": "llm", "name": "llamacpp", "state": "waiting", "seconds": 0.0}]
+    scripted.server.startup = {"state": "loading", "engines": waiting}
+    page = VoicePage(silent_browser.new_context(), scripted.url).open()
+    loading = page.page.locator("#loading")
+    expect(loading).to_contain_text("waiting")
+    wait_until(page, lambda: len(scripted.server.tokens) == 1)
+    scripted.server.startup = {"state": "ready", "engines": []}
+    expect(loading).to_be_hidden()
+    assert len(scripted.server.tokens) == 1
+    page.context.close()
+
+
 def test_the_loading_screen_shows_each_model_until_the_server_is_ready(
     silent_browser: Browser, scripted: Running
 ) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.models import CUSTOM_LLM_ID, ModelFile, load_manifest, locate, read_mark
+from scripts.download_models import main
 from scripts.model_sources import Advance
 from scripts.model_store import fetch_model
 from tests.support.download_fixtures import hub, models_dir, own_world
@@ -173,6 +174,26 @@ def test_offline_without_files_fails_and_asks_nobody(
     assert download(models_dir, "--offline", manifest=manifest()) == 1
     assert hub.requests == []
     assert "model.onnx: no source is left to ask" in capsys.readouterr().err
+
+
+def test_the_settings_choose_the_directory_and_forbid_asking(
+    hub: FileServer, models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VOICEPOD__MODELS__DIR", str(models_dir))
+    monkeypatch.setenv("VOICEPOD__MODELS__OFFLINE", "true")
+    assert main([], manifest=manifest()) == 1
+    assert hub.requests == []
+    monkeypatch.setenv("VOICEPOD__MODELS__OFFLINE", "false")
+    assert main([], manifest=manifest()) == 0
+    assert_whole(models_dir, manifest())
+
+
+def test_settings_that_are_not_accepted_are_wrong_usage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VOICEPOD__MODELS__OFFLINE", "perhaps")
+    assert main([], manifest=manifest()) == 2
+    assert "models.offline" in capsys.readouterr().err
 
 
 def test_offline_with_the_files_in_place_succeeds(hub: FileServer, models_dir: Path) -> None:

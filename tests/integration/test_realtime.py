@@ -236,7 +236,7 @@ BAD = [
         "invalid_value",
     ),
     ('{"type": "session.update", "session": {"audio": {"output": {"voice": "nobody"}}}}', "voice_not_found"),
-    ('{"type": "session.update", "session": {"audio": {"output": {"speed": NaN}}}}', "invalid_value"),
+    ('{"type": "session.update", "session": {"audio": {"output": {"speed": NaN}}}}', "invalid_json"),
     ('{"type": "voicepod.playback", "turn": -1, "played_samples": 0}', "invalid_value"),
     ('{"type": "voicepod.resume", "token": "x"}', "session_not_found"),
 ]
@@ -426,3 +426,84 @@ async def test_health_answers_while_talks_run(live: Live) -> None:
         for path in ("/health/live", "/health/ready", "/health/startup", "/api/health", "/ping", "/metrics"):
             assert (await http.get(path)).status_code == 200, path
         assert "voicepod_sessions_active 1.0" in (await http.get("/metrics")).text
+
+
+async def test_a_session_resumed_by_an_event_keeps_its_seat_and_its_socket(live: Live) -> None:
+    async with connected(live.url) as client:
+        token = (await client.until("session.created"))["session"]["voicepod"]["resume_token"]
+        client.socket.transport.abort()
+        await client.closed()
+    async with connected(live.url) as client:
+        await client.send("voicepod.resume", token=token)
+        await client.until("session.created", n=2)
+        await client.send("voicepod.ping", t=1)
+        await client.until("voicepod.pong")
+        seat = live.server.registry.find(token)
+        assert seat is not None
+        assert seat.connection is not None
+        assert seat.left_at_s is None
+        assert live.server.registry.n_active == 1
+    while live.server.registry.n_active:  # a goodbye frees it
+        await asyncio.sleep(0.01)
+
+
+HOSTILE = [
+    '{"type": "session.update", "session": {"audio": {"output": {"voice": {"id": []}}}}}',
+    '{"type": "voicepod.playback", "turn": 1, "played_samples": 1, "underruns": 1' + "0" * 400 + "}",
+    '{"type": "voicepod.playback", "turn": 1' + "0" * 400 + ', "played_samples": 1}',
+    '{"type": "\\ud800"}',
+    '{"type": "session.update", "event_id": "\\ud800"}',
+    '{"type": "voicepod.ping", "t": NaN}',
+    '{"type": "voicepod.ping", "t": 1e999}',
+    '{"type": "voicepod.ping", "t": {"deep": []}}',
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+async def test_hostile_values_are_typed_errors_and_the_socket_goes_on(live: Live, text: str) -> None:
+    async with connected(live.url) as client:
+        await client.socket.send(text)
+        assert (await client.until("error"))["error"]["code"] in (
+            "invalid_value",
+            "voice_not_found",
+            "unknown_event",
+            "invalid_json",
+        )
+        await client.send("voicepod.ping", t=1)
+        await client.until("voicepod.pong")
+
+
+async def test_a_host_or_origin_that_is_no_name_is_refused_like_any_other(live: Live) -> None:
+    for header in ("Host", "Origin"):
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            async with connected(live.url, additional_headers={header: "http://["}):
+                pass
+        assert refused.value.response.status_code in (400, 403)
+
+
+async def test_a_flood_of_commits_and_items_is_bounded(live: Live) -> None:
+    live.asr.delay_s = 0.5
+    async with connected(live.url) as client:
+        await client.send("session.update", session={"audio": {"input": {"turn_detection": None}}})
+        for _ in range(12):
+            await client.speak(0.2)
+            await client.send("input_audio_buffer.commit")
+        assert (await client.until("error"))["error"]["code"] == "rate_limited"
+    async with connected(live.url) as client:
+        content = [{"type": "input_text", "text": "x" * 20_000}]
+        for _ in range(60):
+            await client.send("conversation.item.create", item={"type": "message", "role": "user", "content": content})
+        assert (await client.until("error"))["error"]["code"] == "conversation_full"
+
+
+async def test_the_history_may_change_while_its_tokens_are_counted(live: Live) -> None:
+    async def slow_count(text: str) -> int:
+        await asyncio.sleep(0.05)
+        return len(text.split())
+
+    live.llm.count_tokens = slow_count  # type: ignore[method-assign]
+    async with connected(live.url) as client:
+        content = [{"type": "input_text", "text": "hello"}]
+        await client.send("response.create")
+        await client.send("conversation.item.create", item={"type": "message", "role": "user", "content": content})
+        assert (await client.until("response.done"))["response"]["status"] == "completed"

@@ -55,6 +55,7 @@ async def live_server(
     asr: ScriptedAsr | None = None,
     llm: ScriptedLlm | None = None,
     tts: ScriptedTts | None = None,
+    until_ready: bool = True,
 ) -> AsyncIterator[Live]:
     """Serve until the block ends; the engines answer much faster than real ones."""
     settings = settings or scripted_settings()
@@ -77,7 +78,7 @@ async def live_server(
         )
     )
     serving = asyncio.create_task(http.serve())
-    while not (http.started and server.readiness.is_ready):
+    while not (http.started and (server.readiness.is_ready or not until_ready)):
         if serving.done():
             serving.result()
         await asyncio.sleep(0.01)

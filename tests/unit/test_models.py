@@ -16,7 +16,6 @@ from pipeline.models import (
     Manifest,
     Mark,
     VerifiedFile,
-    default_models_dir,
     faults,
     load_manifest,
     locate,
@@ -24,6 +23,7 @@ from pipeline.models import (
     sha256_of,
     write_mark,
 )
+from settings_sources import load_settings
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CONTENT = {"model.onnx": b"weights" * 100, "voices/a.bin": b"voice" * 50}
@@ -191,14 +191,6 @@ def test_a_broken_manifest_names_the_place(tmp_path: Path) -> None:
         load_manifest(tmp_path / "absent.json")
 
 
-def test_the_models_directory_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MODEL_CACHE_DIR", raising=False)
-    monkeypatch.setenv("VOICEPOD_CACHE", "/volume/voicepod")
-    assert default_models_dir() == Path("/volume/voicepod/models")
-    monkeypatch.setenv("MODEL_CACHE_DIR", "/volume/weights")
-    assert default_models_dir() == Path("/volume/weights")
-
-
 def test_every_file_of_our_manifest_has_a_source_without_a_hub() -> None:
     """A machine that reaches no hub must still get every model."""
     manifest = load_manifest()
@@ -230,6 +222,7 @@ def test_the_parts_of_each_file_of_our_manifest_are_in_numeric_order() -> None:
 
 @pytest.mark.models
 def test_the_models_of_the_cpu_profile_are_on_this_machine() -> None:
+    models_dir = load_settings(None, os.environ).settings.models.dir
     for model in load_manifest().models:
         if "cpu" in model.profiles:
-            assert locate(default_models_dir(), model.id).is_dir()
+            assert locate(models_dir, model.id).is_dir()

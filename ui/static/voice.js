@@ -22,7 +22,7 @@ import { buildView } from "./view.js";
 const PREROLL_FRAMES = 15; // 300 ms before the talk button went down
 const RELEASE_TAIL_MS = 120; // the last sound is still on its way through the microphone
 const SHORTEST_HOLD_MS = 250;
-const QUIET_ERRORS = new Set(["response_cancel_not_active", "input_audio_buffer_commit_empty", "server_busy"]);
+const QUIET_ERRORS = new Set(["session_not_found", "response_cancel_not_active", "input_audio_buffer_commit_empty", "server_busy"]);
 
 let current = null;
 
@@ -155,11 +155,17 @@ class VoicePage {
     const { live } = this;
     if (live.starting || (live.started && this.mic?.open) || this.startup.state === "failed") return;
     live.starting = true;
+    const attempt = (this.attempt = (this.attempt ?? 0) + 1);
     this.notice.hide();
     this.#render();
     try {
       await this.#openAudio();
       if (withMic) await this.#openMic();
+      if (attempt !== this.attempt) {
+        // ended while the browser asked for permission: a microphone that nobody wants any more is closed again
+        this.mic?.stop();
+        return;
+      }
       live.started = true;
       this.levels.start(this.player.analyser);
       if (this.socket.state === "idle" || this.socket.state === "taken" || this.socket.state === "refused") {
@@ -215,12 +221,14 @@ class VoicePage {
   }
 
   /** Ends the connection and closes the microphone; the conversation can be continued for some minutes. */
-  end() {
+  async end() {
     const { live } = this;
+    this.attempt = (this.attempt ?? 0) + 1;
     this.#remember();
-    this.player?.flush(this.player.received.turn);
-    this.socket.close();
     this.mic?.stop();
+    // What plays is cut, and the server told how far it was heard, or it would count the rest as heard too.
+    await Promise.race([this.interrupt(), new Promise((done) => setTimeout(done, 300))]);
+    this.socket.close();
     this.levels.stop();
     this.notice.hide();
     Object.assign(live, { started: false, user: "silent", agent: "idle", holding: false, muted: false });
@@ -565,6 +573,10 @@ class VoicePage {
   }
 
   #startupState(state) {
+    if (state === "loading" && !this.announced) {
+      this.announced = true; // a server that does not load at start waits for a page that asks for a token
+      this.newToken().catch(() => {});
+    }
     if (state === "unreachable") this.notice.show("unreachable");
     else if (state === "failed") this.notice.show("start_failed");
     else this.notice.hide("unreachable");
