@@ -5,7 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 if [[ " $* " == *" --help "* && -x .venv/bin/python ]]; then exec .venv/bin/python app.py --help; fi
-profile=cpu
-if command -v nvidia-smi >/dev/null && nvidia-smi --list-gpus >/dev/null 2>&1; then profile=gpu; fi
-scripts/setup.sh "$profile"
-exec .venv/bin/python app.py --profile "$profile" "$@"
+if command -v nvidia-smi >/dev/null && nvidia-smi --list-gpus >/dev/null 2>&1; then
+  echo "startup: there is a GPU; the engines of this version run on the CPU, the GPU profile is in the making"
+fi
+scripts/setup.sh cpu
+exec .venv/bin/python app.py --profile cpu "$@"

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Prepares a machine: system packages (as root), a virtual environment for one profile, and the models of the CPU profile.
-# Usage: scripts/setup.sh cpu|dev|gpu [--no-models]. What is there already is kept: a second run takes a second or two.
+# Prepares a machine: system packages (as root), a virtual environment, and the models of the CPU profile.
+# Usage: scripts/setup.sh cpu|dev [--no-models]. What is there already is kept: a second run takes a second or two.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-profile=${1:?"say which profile: cpu, dev or gpu"}
+profile=${1:?"say which requirements: cpu or dev"}
 models=${2:-}
 cache=${VOICEPOD_CACHE:-$HOME/.cache/voicepod}
 requirements=requirements/$profile.txt
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
-[ -f "$requirements" ] || fail "there is no profile '$profile'; choose cpu, dev or gpu"
+[ -f "$requirements" ] || fail "there is no $requirements; choose cpu or dev"
 mkdir -p "$cache" || fail "cannot write to $cache: set VOICEPOD_CACHE to a folder that you own"
 
 # --- programs

@@ -13,11 +13,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers, tests that share loaded models or a browser stay together in one of them."""
+    """With several workers, tests that share loaded models, a server or a browser stay together in one of them."""
     for item in items:
-        folder = item.path.parent.name
-        if folder == "contract" or item.path.name in ("test_conversation.py", "test_faults.py"):
-            item.add_marker(pytest.mark.xdist_group("models"))
+        folder, name = item.path.parent.name, item.path.name
+        if folder == "contract":
+            item.add_marker(pytest.mark.xdist_group("contract"))
+        elif name in ("test_conversation.py", "test_faults.py"):
+            item.add_marker(pytest.mark.xdist_group("real server"))
         elif folder == "e2e":
             item.add_marker(pytest.mark.xdist_group("browser"))
 
