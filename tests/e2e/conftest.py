@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Playwright, sync_playwright
+from playwright.sync_api import Browser, Playwright, expect, sync_playwright
 
 from tests.support.browser import CHROMIUM, VoicePage, chromium, write_microphone
 from tests.support.scripted_server import Running, running_server
 from tests.support.speech_clips import SPEECH
+
+expect.set_options(timeout=60_000)  # only a fault waits this long; five seconds were too few on a busy machine
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
