@@ -24,6 +24,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("browser"))
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Bytes are no part of a test's name: an archive holds the time it was made, and all workers must agree."""
+    return "bytes" if isinstance(val, bytes) else None
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Reports travel between workers as UTF-8; what a test printed may hold a lone surrogate on purpose."""
