@@ -38,7 +38,7 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 # --- virtual environment, found again by the hash of what belongs into it
-hash=$(cat requirements/cpu.txt "$requirements" <("$python" --version) | sha256sum | cut -c1-12)
+hash=$(cat requirements/cpu.txt requirements/gpu.txt "$requirements" <("$python" --version) | sha256sum | cut -c1-12)
 venv=$cache/venvs/$profile-$hash
 if [ ! -f "$venv/.complete" ]; then
   mkdir -p "$cache/venvs"
