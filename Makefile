@@ -11,7 +11,7 @@ help:  ## list the targets
 setup:  ## system packages (as root), virtual environment with the tools, models
 	@scripts/setup.sh dev
 
-run:  ## serve on http://127.0.0.1:7860
+run:  ## serve on port 7860; prints the link to open
 	@./container_startup.sh
 
 check: setup  ## ruff, mypy, import-linter
@@ -25,7 +25,7 @@ fmt: setup  ## format the code
 	.venv/bin/ruff format .
 
 test: check  ## all that CI runs: check, unit, contract, integration, e2e
-	VOICEPOD_REQUIRE_MODELS=1 $(PYTHON) -m pytest -n 2 --dist loadgroup
+	VOICEPOD_REQUIRE_MODELS=1 $(PYTHON) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-fast: setup  ## unit and integration tests without real models and browser
 	$(PYTHON) -m pytest -m "not models and not e2e"

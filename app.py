@@ -6,12 +6,15 @@ import contextlib
 import os
 import signal
 import sys
+import time
 
 import structlog
 import uvicorn
 
 import ui
+from api.access import first_start
 from api.application import Server
+from api.http_server import HttpServer, leave
 from logs import configure_logging, release_logging
 from pipeline.errors import ConfigError, VoicepodError
 from settings import Settings
@@ -52,15 +55,16 @@ def serve(settings: Settings) -> int:
     ui.mount(
         server.app,
         ui.PageContext(
-            mint_token=server.mint_page_token,
             metrics=server.page_metrics,
             session_figures=server.metrics.session_figures,
             examples=EXAMPLES,
             personas={**PERSONAS, "Assistant": settings.llm.system_prompt},
+            can_log_out=settings.access.mode == "keys",
         ),
+        guard=server.guard,
     )
     network = settings.network
-    http = uvicorn.Server(
+    http = HttpServer(
         uvicorn.Config(
             server.app,
             host=network.host,
@@ -74,10 +78,12 @@ def serve(settings: Settings) -> int:
             ws_per_message_deflate=False,  # PCM does not compress; it would cost time and 300 kB a socket
             timeout_graceful_shutdown=int(network.shutdown_grace_s),
             server_header=False,
+            proxy_headers=False,  # api.access.forwarded believes proxies as far as the settings say
         )
     )
     scheme = "https" if network.tls_cert else "http"
     log.info("server.starting", url=f"{scheme}://{network.host}:{network.port}")
+    print(f"\n{first_start.words(settings, server.store, now_s=time.time())}\n", flush=True)
     # Uvicorn raises a signal anew once everything is closed; being asked to stop is no failure.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
@@ -90,4 +96,4 @@ def serve(settings: Settings) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # One command from a bare clone to a page on port 7860: system packages (as root), virtual environment, models, server.
-# Arguments go to the server: ./container_startup.sh --host 0.0.0.0 --port 7860. `./container_startup.sh --help` lists them.
+# The server prints the link to open. Arguments go to it: ./container_startup.sh --port 7861. `./container_startup.sh --help`
+# lists them.
 set -euo pipefail
 cd "$(dirname "$0")"
 

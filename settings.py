@@ -7,6 +7,7 @@ other key acts today. `docs/configuration.md` is generated from this file.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 from collections.abc import Mapping
@@ -20,7 +21,6 @@ from pydantic.config import JsonDict
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 ACCESS: Final = "access control and REST"
 GPU_POD: Final = "GPU pod"
-FIRERED: Final = "FireRedTTS-2 engine"
 SERVERLESS: Final = "F5-TTS serverless worker"
 OPERATIONS: Final = "operations"
 
@@ -84,10 +84,18 @@ def _web_origin(origin: str) -> str:
     return plain
 
 
+def _network_of_addresses(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError as error:
+        raise ValueError("addresses or networks such as 10.0.0.0/8") from error
+
+
 Count = Annotated[int, BeforeValidator(_refuse_bool)]
 Number = Annotated[float, BeforeValidator(_refuse_bool)]
 FilePath = Annotated[Path, AfterValidator(_usable_path)]
 Origin = Annotated[str, AfterValidator(_web_origin)]
+Network = Annotated[str, AfterValidator(_network_of_addresses)]
 Level = Annotated[LogLevel, BeforeValidator(_upper)]
 
 
@@ -95,6 +103,12 @@ def cache_directory(environ: Mapping[str, str]) -> Path:
     """Where everything that can be made again lives: `VOICEPOD_CACHE`, else `~/.cache/voicepod`."""
     asked = environ.get("VOICEPOD_CACHE")
     return Path(asked or "~/.cache/voicepod").expanduser()
+
+
+def data_directory(environ: Mapping[str, str]) -> Path:
+    """Where everything that cannot be made again lives: `VOICEPOD_DATA`, else `~/.local/share/voicepod`."""
+    asked = environ.get("VOICEPOD_DATA")
+    return Path(asked or "~/.local/share/voicepod").expanduser()
 
 
 class Section(BaseModel):
@@ -110,7 +124,7 @@ class SystemSettings(Section):
 
     gpu_device: str = setting("auto", "Device of engines set to auto: auto, cpu, cuda or cuda:N.", pattern=_DEVICE)
     max_concurrent_users: Count = setting(4, "Talks served at once; the next one is refused.", ge=1, le=1000)
-    max_loaded_models: Count = setting(8, "Models kept in memory at once.", later=FIRERED, ge=1, le=64)
+    max_loaded_models: Count = setting(8, "Models kept in memory at once.", later=GPU_POD, ge=1, le=64)
     enable_monitoring: bool = setting(True, "Serve /metrics and the live figures of the page.")
     log_level: Level = setting("INFO", "Lowest level that is logged.")
 
@@ -119,9 +133,9 @@ class ModelsSettings(Section):
     """Which models, and where they lie."""
 
     whisper_model: str = setting("base", "Size of the Whisper model (tiny.en, base, small, ...).", pattern=_NAME)
-    tts_model_path: FilePath | None = setting(None, "Directory of the FireRedTTS-2 checkpoint.", later=FIRERED)
+    tts_model_path: FilePath | None = setting(None, "Directory of the FireRedTTS-2 model, official or converted.")
     llm_model: str = setting("local", "Manifest id of the LLM; local is the profile's own.", pattern=_NAME)
-    model_precision: Literal["fp32", "fp16", "bf16"] = setting("fp16", "Number format on a GPU.", later=GPU_POD)
+    model_precision: Literal["fp32", "fp16", "bf16"] = setting("fp16", "Number format of FireRedTTS-2 on a GPU.")
     dir: FilePath = setting(lambda: cache_directory(os.environ) / "models", "Directory of downloaded models.")
     offline: bool = setting(False, "scripts.download_models asks nobody; a missing model stops the start either way.")
 
@@ -137,7 +151,9 @@ class AudioSettings(Section):
 class NetworkSettings(Section):
     """The door: where it listens, who may knock, and the clocks of a connection."""
 
-    host: str = setting("127.0.0.1", "Address to listen on.", pattern=_HOST)
+    host: str = setting(
+        "127.0.0.1", "Address to listen on; not set, it is 0.0.0.0 where access.mode is keys.", pattern=_HOST
+    )
     port: Count = setting(7860, "TCP port to listen on; 0 takes a free one.", ge=0, le=65535)
     websocket_enabled: bool = setting(True, "Serve the realtime WebSocket.")
     cors_enabled: bool = setting(False, "Let pages of allowed_origins use this server.")
@@ -154,6 +170,9 @@ class NetworkSettings(Section):
     send_timeout_s: Number = setting(5.0, "Seconds a send may block until the socket is closed.", ge=0.1, le=120)
     max_lead_s: Number = setting(1.0, "Seconds of audio sent ahead of the played position.", ge=0.1, le=10)
     max_sockets: Count = setting(100, "Open WebSockets; the next one is refused.", ge=1, le=10_000)
+    max_sockets_per_owner: Count = setting(
+        50, "Open WebSockets of one owner, who must not take them all.", ge=1, le=10_000
+    )
     shutdown_grace_s: Number = setting(5.0, "Seconds running turns have to end at shutdown.", ge=0, le=300)
 
     @model_validator(mode="after")
@@ -168,9 +187,37 @@ class NetworkSettings(Section):
 class SecuritySettings(Section):
     """Limits on what a caller may ask for."""
 
-    rate_limiting: bool = setting(True, "Limit requests per caller.", later=ACCESS)
-    max_requests_per_minute: Count = setting(60, "Requests a caller may make in a minute.", later=ACCESS, ge=1)
+    rate_limiting: bool = setting(True, "Limit requests per caller; cannot be switched off on a RunPod pod.")
+    max_requests_per_minute: Count = setting(
+        60, "API requests that one key or browser may make in a minute.", ge=1, le=1_000_000
+    )
     max_upload_size_mb: Number = setting(50.0, "Largest request body, in MB (10^6 bytes).", later=ACCESS, gt=0, le=2048)
+
+
+class AccessSettings(Section):
+    """Who may use the server."""
+
+    mode: Literal["keys", "open"] = setting(
+        "keys", "keys: everyone needs an API key or a login. open: whoever reaches the port may use everything."
+    )
+    force_open: bool = setting(False, "Let mode open act on a RunPod pod, whose address is public.")
+    # The admin guide says 24 hours. A cookie that a page keeps for a day is worth a day's GPU to whoever finds the
+    # browser open; a working day with a pause is what people need, and `login-link` is one command.
+    session_idle_s: Number = setting(
+        1800.0, "Seconds until a browser that does nothing is logged out; an open talk counts as use.", ge=10, le=86_400
+    )
+    session_life_s: Number = setting(
+        43_200.0, "Seconds after which a browser must log in again, used or not.", ge=10, le=2_592_000
+    )
+    trusted_hops: Count = setting(0, "Proxies in front that add to X-Forwarded-For; 0 trusts none.", ge=0, le=8)
+    trusted_proxies: tuple[Network, ...] = setting((), "Addresses of proxies whose forwarded headers are believed.")
+    public_url: str | None = setting(None, "URL of the page as browsers see it, for login links.", pattern=_URL)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AccessSettings:
+        if self.session_idle_s > self.session_life_s:
+            raise ValueError("session_idle_s is at most session_life_s")
+        return self
 
 
 class PerformanceSettings(Section):
@@ -349,7 +396,7 @@ class LlmSettings(Section):
 class TtsSettings(Section):
     """Reply to speech."""
 
-    engine: str = setting("kokoro", "Speech synthesiser.", pattern=_NAME)
+    engine: str = setting("kokoro", "Speech synthesiser: kokoro, piper, firered or firered_upstream.", pattern=_NAME)
     voice: str = setting("af_heart", "Voice of the engine.", pattern=_NAME)
     speed: Number = setting(1.0, "Speaking rate; 1 is the voice's own.", ge=0.5, le=2)
     threads: Count = setting(2, "CPU threads of the engine.", ge=1, le=256)
@@ -359,11 +406,11 @@ class VoicesSettings(Section):
     """Cloned voices."""
 
     dir: FilePath = setting(
-        lambda: cache_directory(os.environ) / "voices", "Directory of cloned voices.", later=FIRERED
+        lambda: cache_directory(os.environ) / "voices", "Directory of cloned voices, one .voice file each."
     )
-    max_voices: Count = setting(20, "Voices an owner may keep.", later=FIRERED, ge=0, le=10_000)
-    min_reference_s: Number = setting(3.0, "Shortest reference recording, in seconds.", later=FIRERED, gt=0, le=60)
-    max_reference_s: Number = setting(30.0, "Longest reference recording, in seconds.", later=FIRERED, gt=0, le=300)
+    max_voices: Count = setting(20, "Voices an owner may keep.", later=ACCESS, ge=0, le=10_000)
+    min_reference_s: Number = setting(3.0, "Shortest reference recording, in seconds.", later=ACCESS, gt=0, le=60)
+    max_reference_s: Number = setting(30.0, "Longest reference recording, in seconds.", later=ACCESS, gt=0, le=300)
 
     @model_validator(mode="after")
     def _ordered(self) -> VoicesSettings:
@@ -373,8 +420,11 @@ class VoicesSettings(Section):
 
 
 class StorageSettings(Section):
-    """The object store of the serverless worker."""
+    """What is kept: the server's own directory, and the object store of the serverless worker."""
 
+    dir: FilePath = setting(
+        lambda: data_directory(os.environ), "Directory of keys, logins and the audit log, readable by its owner only."
+    )
     s3_bucket: str | None = setting(None, "Bucket of models, voices and results.", later=SERVERLESS, pattern=_BUCKET)
     s3_region: str = setting("us-east-1", "Region of the bucket.", later=SERVERLESS, pattern=_NAME)
     s3_endpoint_url: str | None = setting(
@@ -455,6 +505,7 @@ class Settings(Section):
     audio: AudioSettings = AudioSettings()
     network: NetworkSettings = NetworkSettings()
     security: SecuritySettings = SecuritySettings()
+    access: AccessSettings = AccessSettings()
     performance: PerformanceSettings = PerformanceSettings()
     logging: LoggingSettings | None = setting(None, "Loggers, handlers and layouts; none logs to stdout.")
     model_optimization: ModelOptimizationSettings = ModelOptimizationSettings()
@@ -465,7 +516,7 @@ class Settings(Section):
     llm: LlmSettings = LlmSettings()
     tts: TtsSettings = TtsSettings()
     voices: VoicesSettings = Field(default_factory=VoicesSettings)
-    storage: StorageSettings = StorageSettings()
+    storage: StorageSettings = Field(default_factory=StorageSettings)
     serverless: ServerlessSettings = ServerlessSettings()
     cache: CacheSettings = Field(default_factory=CacheSettings)
     alerts: AlertsSettings = AlertsSettings()

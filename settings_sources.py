@@ -19,7 +19,7 @@ from typing import Any, Final, NoReturn, get_args
 from pydantic import ValidationError
 
 from pipeline.errors import ConfigError
-from settings import Settings
+from settings import Settings, data_directory
 from settings_guide import ALIASES, LIBRARY_VARIABLES, RETIRED, RETIRED_VALUES, VARIABLES
 from settings_keys import (
     REDACTED,
@@ -36,6 +36,7 @@ from settings_keys import (
 
 CONFIGS: Final = Path(__file__).resolve().parent / "configs"
 PROFILE_FILES: Final = {"cpu": CONFIGS / "cpu.json", "gpu": CONFIGS / "runpod_config.json"}
+POD_VOLUME: Final = Path("/workspace")
 _PREFIX: Final = "VOICEPOD__"
 _FLAGS: Final = {
     "--host": ("network.host", "address to listen on"),
@@ -97,14 +98,21 @@ def load_settings(argv: Sequence[str] | None, environ: Mapping[str, str], file: 
         if config == own and options.profile:
             notices.append(f"config.json is used instead of the file of profile {options.profile}")
     given: dict[str, Given] = {}
-    for layer in (_from_cache(environ), _from_file(config), _from_environment(environ), _from_options(options)):
+    for layer in (_from_directories(environ), _from_file(config), _from_environment(environ), _from_options(options)):
         given |= _admit(layer, notices)
     settings = _validate(given)
     settings, derived = _quantization(settings, given)
+    settings, reached = _host(settings, given)
+    if pod := environ.get("RUNPOD_POD_ID"):
+        _check_pod(settings)
+        if settings.access.public_url is None:
+            url = f"https://{pod}-{settings.network.port}.proxy.runpod.net"
+            settings = settings.model_copy(update={"access": settings.access.model_copy(update={"public_url": url})})
+            reached["access.public_url"] = "environment RUNPOD_POD_ID"
     notices += _advice(settings)
     return LoadedSettings(
         settings=settings,
-        sources={key: entry.source for key, entry in given.items()} | derived,
+        sources={key: entry.source for key, entry in given.items()} | derived | reached,
         notices=notices,
         profile=options.profile or "cpu",
         print_config=options.print_config,
@@ -112,7 +120,12 @@ def load_settings(argv: Sequence[str] | None, environ: Mapping[str, str], file: 
     )
 
 
-def _from_cache(environ: Mapping[str, str]) -> Iterator[tuple[str, Given]]:
+def _from_directories(environ: Mapping[str, str]) -> Iterator[tuple[str, Given]]:
+    if environ.get("VOICEPOD_DATA"):
+        yield "storage.dir", Given(data_directory(environ), "environment VOICEPOD_DATA")
+    elif environ.get("RUNPOD_POD_ID") and POD_VOLUME.is_dir():
+        # All else on a pod is gone after a reset, and with it every key.
+        yield "storage.dir", Given(POD_VOLUME / "voicepod", "environment RUNPOD_POD_ID")
     root = environ.get("VOICEPOD_CACHE")
     if not root:
         return
@@ -277,12 +290,31 @@ def _quantization(settings: Settings, given: Mapping[str, Given]) -> tuple[Setti
     return settings.model_copy(update={"asr": asr}), {"asr.compute_type": source}
 
 
+def _host(settings: Settings, given: Mapping[str, Given]) -> tuple[Settings, dict[str, str]]:
+    """Where everyone needs a key the server can be reached from everywhere, unless a host is given."""
+    if "network.host" in given or settings.access.mode != "keys":
+        return settings, {}
+    network = settings.network.model_copy(update={"host": "0.0.0.0"})  # noqa: S104 - every door asks for a key
+    return settings.model_copy(update={"network": network}), {"network.host": "access.mode keys"}
+
+
+def _check_pod(settings: Settings) -> None:
+    """A pod's URL is public and its GPU costs money: what protects it is not switched off in passing."""
+    if settings.access.mode == "open" and not settings.access.force_open:
+        raise ConfigError(
+            "access.mode open would let everyone who finds this pod's public URL use it; "
+            "leave it at keys, or set access.force_open as well"
+        )
+    if not settings.security.rate_limiting:
+        raise ConfigError("security.rate_limiting cannot be switched off on a RunPod pod: its URL is public")
+
+
 def _advice(settings: Settings) -> Iterator[str]:
     network = settings.network
     if network.cors_enabled and not network.allowed_origins:
         yield "network.cors_enabled lets nobody in: network.allowed_origins is empty"
-    if not (network.host in _LOOPBACK or network.host.startswith("127.")):
-        yield f"network.host {network.host}: everyone who can reach this port can talk to the assistant"
+    if settings.access.mode == "open" and not (network.host in _LOOPBACK or network.host.startswith("127.")):
+        yield f"network.host {network.host} with access.mode open: everyone who can reach this port can use everything"
 
 
 class _Parser(argparse.ArgumentParser):

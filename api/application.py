@@ -5,22 +5,32 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import structlog
-from fastapi import FastAPI, WebSocket
+from fastapi import Depends, FastAPI, WebSocket
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from api import errors
+from api.access.access import Access, AsksItself, open_to_all, require
+from api.access.guard import Guard
+from api.access.headers import SecurityHeaders
+from api.access.login import login_router
 from api.health import health_router
 from api.host import HostMonitor
 from api.metrics import Metrics, metrics_router
-from api.origins import Origins
 from api.readiness import Readiness
 from api.realtime import Door, serve
-from api.registry import PageTokens, Registry
+from api.registry import Registry
+from api.rest import Backend, rest_router
+from api.rest.backend import Slots
+from api.rest.converse import SESSION_HEADER, TRANSCRIPT_HEADER
+from api.rest.jobs import Jobs
+from api.store import Store
 from api.talk_log import log_event
 from api.wire_out import Writer
 from pipeline.engines.base import Engines
@@ -47,7 +57,6 @@ class Server:
         self.settings = settings
         self.engines = engines or Engines.from_settings(settings)
         self.readiness = Readiness()
-        self.tokens = PageTokens(time.monotonic)
         self.registry = Registry(
             settings.network,
             max_sessions=settings.system.max_concurrent_users,
@@ -59,32 +68,70 @@ class Server:
         self.metrics.watch_sessions(lambda: self.registry.n_active)
         for kind, engine in self.engines.by_kind().items():
             self.metrics.watch_queue(kind, partial(getattr, engine, "n_waiting"))
+        self.store = Store(settings.storage.dir)
+        self.access = Access(settings, self.store, on_rejected=self.metrics.rejected)
+        self.jobs = Jobs()
         self._on_fatal = on_fatal
         self._voice = settings.tts.voice
         self._loading: asyncio.Task[None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._wanted = asyncio.Event()  # somebody needs the models
         if settings.performance.preload_models:
             self._wanted.set()
         self.app = FastAPI(
             title="Voicepod", version=VERSION, lifespan=self._lifespan, docs_url=None, redoc_url=None, openapi_url=None
         )
+        self.app.state.access = self.access
+        self._add_middleware()
+        self._add_routes()
+
+    def _add_middleware(self) -> None:
+        """The last one added is the outermost."""
+        network = self.settings.network
         errors.install(self.app, observe=self.metrics.observe_request)
-        self.app.include_router(health_router(self.readiness, version=VERSION))
+        if network.cors_enabled and network.allowed_origins:
+            # Without credentials: a foreign page brings an API key of its own, never the browser's login.
+            self.app.add_middleware(
+                CORSMiddleware,
+                allow_origins=list(network.allowed_origins),
+                allow_methods=["GET", "POST", "DELETE"],
+                allow_headers=["Authorization", "Content-Type", errors.REQUEST_ID_HEADER],
+                expose_headers=["Location", "Retry-After", SESSION_HEADER, TRANSCRIPT_HEADER, errors.REQUEST_ID_HEADER],
+                allow_credentials=False,
+                max_age=600,
+            )
+        self.app.add_middleware(SecurityHeaders)
+
+    def _add_routes(self) -> None:
+        """Every route names its rule: `open_to_all`, or `require(scope)`."""
+        settings = self.settings
+        self.app.include_router(health_router(self.readiness, version=VERSION), dependencies=[Depends(open_to_all)])
         if settings.system.enable_monitoring:
-            self.app.include_router(metrics_router(self.metrics))
+            self.app.include_router(metrics_router(self.metrics), dependencies=[Depends(require("metrics"))])
+        self.app.include_router(login_router(self.access, on_ticket=self.want_models))
+        self.app.include_router(rest_router(self._backend()))
         if settings.network.websocket_enabled:
-            self.app.add_api_websocket_route("/v1/realtime", self._realtime)
+            self.app.add_api_websocket_route("/v1/realtime", self._realtime, dependencies=[Depends(AsksItself("talk"))])
+
+    def _backend(self) -> Backend:
+        """What the HTTP routes work with."""
+        return Backend(
+            settings=self.settings,
+            engines=self.engines,
+            registry=self.registry,
+            limiter=self.access.limiter,
+            slots=Slots(self.settings.system.max_concurrent_users),
+            jobs=self.jobs,
+            why_not_ready=self._why_not_ready,
+            default_voice=lambda: self._voice,
+        )
+
+    def guard(self, app: ASGIApp) -> ASGIApp:
+        """The page's application behind the same door: whoever may talk may open it."""
+        return Guard(app, self.access, "talk")
 
     def want_models(self) -> None:
         """Load the engines now if they were not loaded at start."""
         self._wanted.set()
-
-    def mint_page_token(self) -> str:
-        """A one-time token for a page that is about to connect. Pages ask in threads of their own."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self.want_models)
-        return self.tokens.mint()
 
     def page_metrics(self) -> dict[str, Any]:
         """The machine's figures and the taken seats, for the page's sidebar."""
@@ -98,10 +145,11 @@ class Server:
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Own everything that runs in the background."""
-        loop = self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         started = asyncio.Event()
-        async with self.host.running(), asyncio.TaskGroup() as tasks:
+        async with aclosing(self.store), self.access.running(), self.host.running(), asyncio.TaskGroup() as tasks:
             running = tasks.create_task(self.registry.run(started), name="registry")
+            working = tasks.create_task(self.jobs.run(), name="jobs")
             self._loading = tasks.create_task(self._load(), name="load engines")
             await started.wait()
             log.info("server.started", loop=type(loop).__name__)
@@ -110,8 +158,9 @@ class Server:
             finally:
                 self.readiness.drain()
                 self._loading.cancel()
+                working.cancel()
                 self.registry.stop()
-                await asyncio.wait({running, self._loading})
+                await asyncio.wait({running, working, self._loading})
                 for engine in self.engines.by_kind().values():
                     await engine.close()
                 log.info("server.stopped")
@@ -150,8 +199,7 @@ class Server:
             websocket,
             Door(
                 registry=self.registry,
-                tokens=self.tokens,
-                origins=Origins(network.host, network.allowed_origins if network.cors_enabled else ()),
+                access=self.access,
                 network=network,
                 metrics=self.metrics,
                 voices=frozenset(voice.id for voice in self.engines.tts.info.voices),

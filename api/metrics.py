@@ -28,6 +28,8 @@ from pipeline.session import Session
 FIRST_AUDIO_BUCKETS_S: Final = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0, 20.0)
 STAGE_BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0)
 STOP_BUCKETS_S: Final = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.45, 0.5, 0.75, 1.0, 2.0)  # the goal is 0.45 s
+WAIT_BUCKETS_S: Final = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+RTF_BUCKETS: Final = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0)  # above 1 it stutters
 
 STAGES: Final = tuple(part for _, part in MARKS if part)
 OUTCOMES: Final = ("completed", "interrupted", "failed")
@@ -67,6 +69,19 @@ class Metrics:
             buckets=STOP_BUCKETS_S,
             registry=registry,
         )
+        self._lane_wait = Histogram(
+            "voicepod_queue_wait_seconds",
+            "From submitting a job to an engine's lane until it began there, of the jobs that began for a turn.",
+            ["lane"],
+            buckets=WAIT_BUCKETS_S,
+            registry=registry,
+        )
+        self._rtf = Histogram(
+            "voicepod_tts_rtf",
+            "Seconds of computing for a second of speech, piece by piece, without the wait for the engine.",
+            buckets=RTF_BUCKETS,
+            registry=registry,
+        )
         self._turns = Counter("voicepod_turns", "Turns that ended, by outcome.", ["outcome"], registry=registry)
         self._turn_errors = Counter("voicepod_turn_errors", "Failures in turns, by code.", ["code"], registry=registry)
         self._rejected = Counter(
@@ -92,7 +107,7 @@ class Metrics:
             self._stage.labels(stage)
         for outcome in OUTCOMES:
             self._turns.labels(outcome)
-        self._code, self._route, self._reason, self._result = (BoundedLabels() for _ in range(4))
+        self._code, self._route, self._reason, self._result, self._lane = (BoundedLabels() for _ in range(5))
         self._recent = RecentTurns()
         self._n_sessions: Callable[[], float] | None = None
         self._queues: dict[str, Callable[[], float]] = {}
@@ -119,6 +134,10 @@ class Metrics:
             self._first_audio.observe(first_audio_s)
         if record.barge_in_stop_s is not None:
             self._stop.observe(max(record.barge_in_stop_s, 0.0))
+        for wait in record.lane_waits:
+            self._lane_wait.labels(self._lane(wait.lane)).observe(wait.seconds)
+        for piece in record.pieces_spoken:
+            self._rtf.observe(piece.computed_s / piece.audio_s)
         self._recent.add(session_id, record, first_audio_s)
 
     def session_figures(self, session_id: str) -> dict[str, Any] | None:

@@ -17,13 +17,14 @@ import structlog
 from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
+from api.access.access import Access
+from api.access.principal import Principal
 from api.errors import close_code, error_response
 from api.metrics import Metrics
-from api.origins import Origins
-from api.registry import PageTokens, Registry, Seat
+from api.registry import Registry, Seat
 from api.wire_in import Reader
 from api.wire_out import Json, error_json
-from pipeline.errors import Busy, EngineNotReady, NotFound, VoicepodError
+from pipeline.errors import Busy, EngineNotReady, NotFound, Unauthorized, VoicepodError
 from pipeline.options import TurnDetection
 from settings import NetworkSettings
 
@@ -35,6 +36,7 @@ STOCK_PROTOCOL = "realtime"
 # A client that resumes says where its player stopped as its first event; a talk waits this long for it.
 RESUME_WAIT_S = 1.0
 MAX_MALFORMED = 20
+COUNTED_AT_ONCE = 50  # a second of microphone frames: the limit is for floods, and counting each one costs
 CLOSED_BY_PEER = (1000,)
 SLOW_CLIENT, TAKEN_OVER, TRY_AGAIN, INVALID_DATA, INTERNAL = 4408, 4409, 1013, 1007, 1011
 
@@ -44,8 +46,7 @@ class Door:
     """What the socket handler needs of the server."""
 
     registry: Registry
-    tokens: PageTokens
-    origins: Origins
+    access: Access
     network: NetworkSettings
     metrics: Metrics
     voices: frozenset[str]
@@ -57,45 +58,41 @@ class Door:
 async def serve(websocket: WebSocket, door: Door) -> None:
     """The whole life of one socket. Never raises: what goes wrong is told to the client and to the log."""
     offered = list(websocket.scope.get("subprotocols", []))
-    if not _may_enter(websocket, offered, door):
-        door.metrics.rejected("forbidden")
-        await websocket.close(1008)  # before accept: the client sees HTTP 403
-        return
-    if door.registry.n_sockets >= door.network.max_sockets:
-        door.metrics.rejected("too_many_sockets")
-        busy = Busy("the server has no room for another connection", retry_after_s=10.0)
-        await websocket.send_denial_response(error_response(busy))
+    try:
+        principal = await door.access.of_socket(websocket, _suffix(offered, TOKEN_PREFIX))
+        _check_room(door, principal)
+    except VoicepodError as error:
+        await websocket.send_denial_response(error_response(error))
         return
     chosen = PROTOCOL if PROTOCOL in offered else STOCK_PROTOCOL if STOCK_PROTOCOL in offered else None
-    door.registry.n_sockets += 1
-    try:
+    with door.access.live.holding(principal) as ended:
         await websocket.accept(subprotocol=chosen)
-    except BaseException:
-        door.registry.n_sockets -= 1
-        raise
-    door.metrics.connected(+1)
-    try:
-        await _Connection(websocket, door, extended=chosen == PROTOCOL).run(_suffix(offered, RESUME_PREFIX))
-    except VoicepodError as error:
-        if isinstance(error, Busy | EngineNotReady):
-            door.metrics.rejected(error.code)
-        await _say_goodbye(websocket, error_json(error), close_code(error))
-    except (WebSocketDisconnect, TimeoutError):
-        return
-    except Exception:  # boundary: the socket
-        log.exception("socket.broken")
-        await _say_goodbye(websocket, None, INTERNAL)
-    finally:
-        door.registry.n_sockets -= 1
-        door.metrics.connected(-1)
+        door.metrics.connected(+1)
+        connection = _Connection(websocket, door, principal, ended, extended=chosen == PROTOCOL)
+        try:
+            await connection.run(_suffix(offered, RESUME_PREFIX))
+        except VoicepodError as error:
+            if isinstance(error, Busy | EngineNotReady):
+                door.metrics.rejected(error.code)
+            await _say_goodbye(websocket, error_json(error), close_code(error))
+        except (WebSocketDisconnect, TimeoutError):
+            return
+        except Exception:  # boundary: the socket
+            log.exception("socket.broken")
+            await _say_goodbye(websocket, None, INTERNAL)
+        finally:
+            door.metrics.connected(-1)
 
 
-def _may_enter(websocket: WebSocket, offered: list[str], door: Door) -> bool:
-    origin = websocket.headers.get("origin")
-    if origin is None:  # no browser; access control for programs is a matter of keys, not of origins
-        return door.origins.host_allowed(websocket.headers)
-    token = _suffix(offered, TOKEN_PREFIX)
-    return door.origins.allowed(origin, websocket.headers) and token is not None and door.tokens.use(token)
+def _check_room(door: Door, principal: Principal) -> None:
+    """`Busy` when there are too many sockets, of all or of this owner."""
+    network, live = door.network, door.access.live
+    if len(live) >= network.max_sockets:
+        door.metrics.rejected("too_many_sockets")
+        raise Busy("the server has no room for another connection", retry_after_s=10.0)
+    if live.of_owner(principal.owner) >= network.max_sockets_per_owner:
+        door.metrics.rejected("too_many_sockets_of_owner")
+        raise Busy("you have as many connections open as one may have", retry_after_s=10.0)
 
 
 def _suffix(offered: list[str], prefix: str) -> str | None:
@@ -122,8 +119,11 @@ class _GoOn(Exception):
 class _Connection:
     """One accepted socket."""
 
-    def __init__(self, websocket: WebSocket, door: Door, *, extended: bool) -> None:
+    def __init__(
+        self, websocket: WebSocket, door: Door, principal: Principal, ended: asyncio.Event, *, extended: bool
+    ) -> None:
         self._websocket, self._door, self._extended = websocket, door, extended
+        self._principal, self._credential_ended = principal, ended
 
     async def run(self, resume_token: str | None) -> None:
         """Take a seat and talk until either side ends."""
@@ -153,7 +153,7 @@ class _Connection:
             registry.attach(known, self)
             return known, None
         try:
-            seat = registry.open(self)
+            seat = registry.open(self, self._principal.owner)
             log.info("session.created", session_id=seat.session.id, client="page" if self._extended else "api")
             return seat, None
         except Busy:
@@ -168,7 +168,7 @@ class _Connection:
             return known, first
 
     def _known(self, token: str) -> Seat | None:
-        seat = self._door.registry.find(token)
+        seat = self._door.registry.find(token, self._principal.owner)
         self._door.metrics.resumed("ok" if seat is not None else "unknown")
         return seat
 
@@ -189,9 +189,10 @@ class _Connection:
                 session.replay(event["turn"], event["sample"])
                 first = None
         replaced = asyncio.create_task(taken_over.wait(), name="taken over")
+        locked_out = asyncio.create_task(self._credential_ended.wait(), name="credential ended")
         receiving = asyncio.create_task(self._receive(seat, first), name="receive")
         sending = asyncio.create_task(self._write(seat), name="send")
-        tasks = {replaced, receiving, sending}
+        tasks = {replaced, locked_out, receiving, sending}
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if replaced.done():
@@ -200,6 +201,12 @@ class _Connection:
                 await asyncio.gather(receiving, sending, return_exceptions=True)
                 await _say_goodbye(self._websocket, None, INTERNAL if seat.is_over else TAKEN_OVER)
                 return False
+            if locked_out.done():
+                receiving.cancel()
+                sending.cancel()
+                await asyncio.gather(receiving, sending, return_exceptions=True)
+                self._door.registry.end(seat)  # nobody goes on with it under another credential
+                raise Unauthorized("your login or key has ended", code="login_ended")
             if receiving.done():
                 return receiving.result()
             sending.result()
@@ -222,9 +229,13 @@ class _Connection:
             new_id=self._door.new_id,
         )
         may_resume = first is None
+        n_messages = 0
         while True:
+            n_messages += 1
             message = first or await self._websocket.receive()
             first = None
+            if n_messages % COUNTED_AT_ONCE == 0:
+                await self._door.access.limiter.spend(self._principal, "message", COUNTED_AT_ONCE)
             if message["type"] == "websocket.disconnect":
                 return message.get("code") in CLOSED_BY_PEER
             if message.get("bytes") is not None:

@@ -1,4 +1,4 @@
-"""Who talks: sessions with their seats, resume tokens and the page's one-time tokens.
+"""Who talks: sessions with their seats, their owners and resume tokens.
 
 The registry lives as long as the server. A session outlives its socket: for `seat_hold_s` it keeps its seat, for
 `session_resume_s` it can be resumed. A new socket with the token wins; the old one is closed with 4409.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -22,10 +21,6 @@ from settings import NetworkSettings
 
 log = structlog.get_logger()
 
-# A page may lie open for long before Start is pressed.
-PAGE_TOKEN_S = 12 * 3600.0
-MAX_PAGE_TOKENS = 10_000
-
 
 @dataclass(slots=True, eq=False)
 class Seat:
@@ -34,6 +29,7 @@ class Seat:
     session: Session
     writer: Writer
     token: str
+    owner: str
     connection: object | None = None
     taken_over: asyncio.Event = field(default_factory=asyncio.Event)
     left_at_s: float | None = None  # when the last socket went
@@ -54,7 +50,6 @@ class Registry:
         clock: Callable[[], float],
     ) -> None:
         self.max_sessions = max_sessions
-        self.n_sockets = 0
         self._network, self._create, self._clock = network, create, clock
         self._seats: dict[str, Seat] = {}  # resume token -> seat
         self._tasks: asyncio.TaskGroup | None = None
@@ -105,21 +100,26 @@ class Registry:
             f"all {self.max_sessions} talks are taken; please try again in a moment", retry_after_s=retry_after_s
         )
 
-    def open(self, connection: object) -> Seat:
-        """A new session in a free seat, attached to `connection`. `Busy` when there is none."""
+    def open(self, connection: object, owner: str) -> Seat:
+        """A new session of `owner` in a free seat, attached to `connection`. `Busy` when there is none."""
         self.check_free()
         if self._tasks is None or self._stopping.is_set():
             raise Busy("the server is shutting down", retry_after_s=5.0)
         session, writer = self._create(f"sess_{secrets.token_hex(12)}")
         token = secrets.token_urlsafe(24)
-        seat = Seat(session, writer, token, connection)
+        seat = Seat(session, writer, token, owner, connection)
         self._seats[token] = seat
         self._tasks.create_task(self._own(seat), name=session.id)
         return seat
 
-    def find(self, token: str) -> Seat | None:
-        """The session with this resume token, if it still lives."""
-        return self._seats.get(token)
+    def find(self, token: str, owner: str) -> Seat | None:
+        """The session of `owner` with this resume token, if it still lives. A token of somebody else finds nothing."""
+        seat = self._seats.get(token)
+        return seat if seat is not None and seat.owner == owner else None
+
+    def of_owner(self, owner: str) -> list[Seat]:
+        """All sessions of `owner`, the oldest first, those that wait to be resumed included."""
+        return [seat for seat in self._seats.values() if seat.owner == owner]
 
     def attach(self, seat: Seat, connection: object) -> None:
         """A new socket goes on with the session; the old one is told to end. `Busy` when the seat was lost."""
@@ -158,26 +158,5 @@ class Registry:
         except Exception:  # boundary: one broken session must not end the others
             log.exception("session.broken", session_id=seat.session.id)
         finally:
-            self._seats.pop(seat.token, None)
-            seat.is_over = True
+            seat.is_over = self._seats.pop(seat.token, None) is not None  # else `end` took it out
             seat.taken_over.set()  # a socket that is still attached must not wait for a session that is gone
-
-
-class PageTokens:
-    """One-time tokens of the page: minted when a page asks, gone when used."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._expires: OrderedDict[str, float] = OrderedDict()
-
-    def mint(self) -> str:
-        """A new token."""
-        token = secrets.token_urlsafe(24)
-        self._expires[token] = self._clock() + PAGE_TOKEN_S
-        while len(self._expires) > MAX_PAGE_TOKENS:
-            self._expires.popitem(last=False)
-        return token
-
-    def use(self, token: str) -> bool:
-        """Whether the token is good; it is not good a second time."""
-        return self._expires.pop(token, 0.0) > self._clock()

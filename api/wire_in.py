@@ -18,8 +18,8 @@ from api.wire_out import Json, error_json, item_json
 from pipeline.audio import AudioChunk
 from pipeline.conversation import Item
 from pipeline.errors import InvalidInput, VoicepodError
-from pipeline.options import TurnDetection
-from pipeline.session import ReplyOptions, Session
+from pipeline.options import ReplyOptions, TurnDetection
+from pipeline.session import Session
 
 SLICE_S = 0.5  # a chunk is fed in slices of at most this length, with a yield between
 MAX_TEXT_CHARS = 20_000

@@ -1,7 +1,7 @@
 """Latency of a talk over the real WebSocket, as a client hears it.
 
     python -m benchmarks.conversation --fixed            engines of fixed delay: what the orchestration itself costs
-    python -m benchmarks.conversation --url ws://…       a running server with its real engines
+    python -m benchmarks.conversation --url ws://…       a running server with its real engines; $VOICEPOD_KEY opens it
 
 v2v is the last speech sample sent to the first audible sample received; stop is the first sample of an interruption
 sent to the last audible sample received; overhead is v2v less the floor, the sum of the fixed delays. Every second
@@ -28,6 +28,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -116,7 +117,9 @@ async def talk(
 ) -> tuple[Ear, list[float], float]:
     """Speak `n_turns` questions; every second one interrupts the answer before it. Gives stops in ms and seconds."""
     ear, stops = Ear(), []
-    async with websockets.connect(url, subprotocols=["voicepod.v1"], max_size=None) as ws:  # type: ignore[list-item]
+    key = os.environ.get("VOICEPOD_KEY")
+    options: dict[str, Any] = {"additional_headers": {"Authorization": f"Bearer {key}"}} if key else {}
+    async with websockets.connect(url, subprotocols=["voicepod.v1"], max_size=None, **options) as ws:  # type: ignore[list-item]
 
         async def read() -> None:
             async for message in ws:

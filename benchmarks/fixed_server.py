@@ -6,7 +6,9 @@ import argparse
 import asyncio
 import os
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import uvicorn
@@ -96,13 +98,18 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--seats", type=int, default=4)
     arguments = parser.parse_args()
-    base = load_settings([], os.environ).settings.model_dump()
+    base = load_settings(["--set", "access.mode=open"], os.environ).settings.model_dump()
     base["tts"]["voice"] = "tone"
     base["system"]["max_concurrent_users"] = arguments.seats
     settings = Settings.model_validate(base)
     engines = Engines(create_engine("vad", "silero", settings), FixedAsr(), FixedLlm(), FixedTts())
-    server = Server(settings, engines, on_fatal=lambda error: sys.exit(str(error)))
-    uvicorn.run(server.app, host="127.0.0.1", port=arguments.port, log_level="warning", ws_per_message_deflate=False)
+    with tempfile.TemporaryDirectory() as data:
+        storage = settings.storage.model_copy(update={"dir": Path(data)})
+        settings = settings.model_copy(update={"storage": storage})
+        server = Server(settings, engines, on_fatal=lambda error: sys.exit(str(error)))
+        uvicorn.run(
+            server.app, host="127.0.0.1", port=arguments.port, log_level="warning", ws_per_message_deflate=False
+        )
 
 
 if __name__ == "__main__":

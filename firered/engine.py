@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +45,17 @@ logger = logging.getLogger(__name__)
 
 # A segment's frames, the end-of-speech frame, and the one that may be under way when it is seen.
 _MAX_TOKENS = MAX_SEGMENT_FRAMES + 4
+# How long the end of the program waits for a frame under way, or a prompt: seconds on a busy CPU.
+_EXIT_WAIT_S = 10.0
+
+_running: weakref.WeakSet[FireRedEngine] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Stops engines that nobody closed: a thread inside torch while the interpreter goes down aborts the process."""
+    for engine in list(_running):
+        engine._stop(_EXIT_WAIT_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +96,7 @@ class FireRedEngine:
         self._tokenizer, self._segmenter = tokenizer, Segmenter(tokenizer)
         self._encoder_weights, self._encoder_lock = encoder_weights, threading.Lock()
         self._encoder: CodecEncoder | None = None
-        with torch.inference_mode():
+        with _current(llm_weights.device), torch.inference_mode():
             self._scheduler = self._build(llm_weights, codec_weights)
         self._changed = threading.Condition()
         self._added: list[SpeechStream] = []
@@ -90,6 +104,7 @@ class FireRedEngine:
         self._error: FireRedError | None = None
         self._thread = threading.Thread(target=self._run, name="firered", daemon=True)
         self._thread.start()
+        _running.add(self)
 
     @classmethod
     def from_pretrained(
@@ -129,6 +144,7 @@ class FireRedEngine:
         """Models, slots, and for a card the graphs."""
         options = self.options
         model = LanguageModel(self.llm_config, llm_weights, capacity=options.capacity, int8_depth=options.int8_depth)
+        self._device = model.device
         decoder = CodecDecoder(self.codec_config, codec_weights)
         on_card = model.device.type == "cuda"
         kv_dtype = options.codec_kv_dtype or (torch.float16 if on_card else torch.float32)
@@ -180,9 +196,12 @@ class FireRedEngine:
     def generate(self, text: str, options: StreamOptions | None = None) -> NDArray[np.float32]:
         """The whole speech for a text: (n,) float32 at 24 kHz, empty if the model chose to say nothing."""
         stream = self.open(options or StreamOptions(max_lead_s=None))
-        stream.add_text(text)
-        stream.end()
-        chunks = [event.samples for event in stream if isinstance(event, SpeechAudio)]
+        try:
+            stream.add_text(text)
+            stream.end()
+            chunks = [event.samples for event in stream if isinstance(event, SpeechAudio)]
+        finally:
+            stream.cancel()  # a text that was refused, a reader who was interrupted
         return np.concatenate([np.zeros(0, np.float32), *chunks])
 
     def encode_voice(
@@ -204,11 +223,14 @@ class FireRedEngine:
 
     def close(self) -> None:
         """Ends all streams with EngineClosedError and the thread. May be called twice."""
+        self._stop(None)
+
+    def _stop(self, wait_s: float | None) -> None:
         with self._changed:
             self._closing = True
             self._changed.notify()
         if threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join(wait_s)
 
     def __enter__(self) -> FireRedEngine:
         return self
@@ -230,8 +252,9 @@ class FireRedEngine:
     @torch.inference_mode()
     def _run(self) -> None:
         try:
-            while self._take_added():
-                self._sleep(self._scheduler.tick(time.monotonic()))
+            with _current(self._device):
+                while self._take_added():
+                    self._sleep(self._scheduler.tick(time.monotonic()))
         except Exception as error:  # the device is in an unknown state: end the streams, refuse new ones
             logger.exception("the engine failed")
             with self._changed:
@@ -256,3 +279,8 @@ class FireRedEngine:
             if seconds != 0.0 and not self._awake and not self._closing:
                 self._changed.wait(seconds)
             self._awake = False
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Makes a card the thread's own: streams, events and graphs are made on the current one, whatever the tensors."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -65,7 +65,12 @@ class SlotState:
         return self._depth_views[n_batch]
 
     def begin(self, slot: int, *, seed: int, temperature: float, top_k: int, greedy: bool) -> None:
-        """Gives the slot to a new stream."""
+        """Gives the slot to a new stream.
+
+        The cache is cleared although the mask hides its old rows: a hidden NaN, say from an overflow in 16 bits, times
+        an attention weight of 0 is NaN and would spoil every later stream of the slot.
+        """
+        self.cache[:, slot].zero_()
         self.position[slot].zero_()
         self.frame[slot].zero_()
         self.seed[slot].fill_(seed)
@@ -79,8 +84,9 @@ class SlotState:
         self.frame[slot].fill_(frame)
 
     def move(self, source: int, target: int, n_rows: int) -> None:
-        """Copies a stream of n_rows rows to another slot."""
+        """Copies a stream of n_rows rows to another slot and clears the rest of that (see `begin`)."""
         self.cache[:, target, :, :, :n_rows] = self.cache[:, source, :, :, :n_rows]
+        self.cache[:, target, :, :, n_rows:].zero_()
         small = (self.hidden, self.position, self.frame, self.seed, self.temperature, self.top_k, self.noise_scale)
         for tensor in small:
             tensor[target] = tensor[source]

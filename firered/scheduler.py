@@ -13,9 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 from torch import Tensor
 
-from firered.errors import FireRedError, GenerationError
+from firered.errors import FireRedError, GenerationError, InputError
 from firered.guards import GuardLimits
 from firered.prompt import MAX_ROWS, MAX_SEGMENTS, Rows, eos_row, trim_history
 from firered.slot import StreamSlot
@@ -130,17 +131,23 @@ class Scheduler:
 
     def _free(self, index: int) -> None:
         """Closes the gap at `index` with the last slot."""
-        last = self._slots.pop()
-        if index < len(self._slots):
-            self._state.move(len(self._slots), index, last.rows_in_flight)
-            self._codec_state.move(len(self._slots), index, last.n_tokens)
-            self._slots[index] = last
+        last, moved = len(self._slots) - 1, self._slots[-1]
+        if index < last:
+            self._state.move(last, index, moved.rows_in_flight)
+            self._codec_state.move(last, index, moved.n_tokens)
+            self._slots[index] = moved
+        self._slots.pop()  # last of all: a device that fails here must not take a stream away from `fail_all`
+
+    def _fail(self, slot: StreamSlot, error: FireRedError) -> None:
+        """Ends one stream with `error`; the others go on."""
+        slot.segment = None  # frames of it that are under way are nobody's
+        self._free(self._slots.index(slot))
+        slot.stream.emit(StreamFailed(error))
 
     def _seat_waiting(self) -> None:
         """Free slots go to waiting streams that have something to say."""
         ready = [stream for stream in self._waiting if stream.segments]
         for stream in ready[: self._n_slots - len(self._slots)]:
-            self._waiting.remove(stream)
             options, index = stream.options, len(self._slots)
             self._state.begin(
                 index,
@@ -151,6 +158,7 @@ class Scheduler:
             )
             voice_rows = [] if options.mode == "continuation" else self._voice_rows(stream)
             self._slots.append(StreamSlot(stream, voice_rows, self._limits))
+            self._waiting.remove(stream)
 
     # --- prompts
 
@@ -163,10 +171,11 @@ class Scheduler:
             segment = slot.stream.segments.popleft()
             try:
                 self._read_prompt(self._slots.index(slot), slot, segment)
+            except InputError as error:
+                self._fail(slot, error)
             except RuntimeError as error:  # out of memory, mostly: the other streams go on
                 logger.exception("a prompt of %d rows could not be read", len(segment.rows))
-                self._free(self._slots.index(slot))
-                slot.stream.emit(StreamFailed(GenerationError(f"the prompt could not be read: {error}")))
+                self._fail(slot, GenerationError(f"the prompt could not be read: {error}"))
 
     def _read_prompt(self, index: int, slot: StreamSlot, segment: TextSegment) -> None:
         """Appends the segment's rows to the slot's cache, after the voice and as much history as fits."""
@@ -174,7 +183,7 @@ class Scheduler:
         budget_rows = self._max_rows - n_new
         parts: list[Rows] = []
         if slot.stream.options.mode == "continuation":
-            start = 0
+            start, slot.history = 0, slot.history[-1:]  # nobody reads it
         elif slot.rows == 0:
             start = self._read_voice(index, slot)
         elif len(trim_history(slot.voice_rows, slot.history, budget_rows)) == len(slot.history):
@@ -186,6 +195,8 @@ class Scheduler:
             parts = slot.history
             self.stats.n_trims += 1
         rows = Rows.concat([*parts, segment.rows])
+        if start + len(rows) - len(segment.rows) + n_new > self._state.capacity:
+            raise InputError(f"a slot of {self._state.capacity} rows is too small for the voices and this text")
         self._model.prefill(self._state, index, rows, start)
         self.stats.n_prefilled_rows += len(rows)
         self._codec_state.reset(index)
@@ -239,6 +250,10 @@ class Scheduler:
         for index, slot, segment in launched.seats:
             if slot.segment is not segment or slot.stream.cancelled:
                 continue  # it ended or was cancelled while this frame was under way
+            if not np.isfinite(samples[index]).all():
+                logger.error("a stream failed: its samples are not numbers")
+                self._fail(slot, GenerationError("the model's output is not a number"))
+                continue
             reason = slot.take(codes[index], samples[index], now_s)
             if reason is not None:
                 slot.finish(reason, now_s)

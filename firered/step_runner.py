@@ -33,7 +33,10 @@ class Frame(Protocol):
     """A frame that was launched."""
 
     def result(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Waits for it: codes (B, n_codebooks) and samples (B, 2280), see `CodecDecoder.step`."""
+        """Waits for it: codes (B, n_codebooks) and samples (B, 2280), see `CodecDecoder.step`.
+
+        Samples that are not finite: the model or the codec has failed in that slot.
+        """
         ...
 
 
@@ -59,6 +62,7 @@ class StepRunner:
         self._last_active: list[int] = []
         self._codes = torch.zeros(self._n_slots, model.config.n_codebooks, dtype=torch.int64, device=self._device)
         self._samples: dict[tuple[int, int], Tensor] = {}
+        self._not_a_number = torch.zeros(self._n_slots, 1, device=self._device)  # NaN for such a slot, 0 for all others
 
     @property
     def asynchronous(self) -> bool:
@@ -94,11 +98,14 @@ class StepRunner:
         return len(self._graphs)
 
     def _draw(self, n_batch: int, n_rows: int) -> None:
+        # The code drawn from logits that are NaN is 0 in every codebook: without this mark it were the end of speech.
+        self._not_a_number[:n_batch] = self._state.hidden[:n_batch].sum(-1, keepdim=True, dtype=torch.float32) * 0.0
         self._codes[:n_batch] = self._model.frame(self._state, self._active[:n_batch], n_rows)
 
     def _decode(self, n_batch: int, n_tokens: int) -> None:
         active = self._active[:n_batch]
         samples = self._decoder.step(self._codes[:n_batch], self._codec_state, active, n_tokens)  # (B, 2280)
+        samples = samples + self._not_a_number[:n_batch]
         self._samples[n_batch, n_tokens] = samples  # under a graph: the tensor that every replay writes
 
     def _run(self, key: tuple[str, int, int], work: Callable[[], None]) -> None:
@@ -183,6 +190,10 @@ class _Graphs:
     def __init__(self) -> None:
         self._graphs: dict[tuple[str, int, int], torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
+        # One stream of our own for all warm-ups and captures: the one that `torch.cuda.graph` takes by default is the
+        # whole process's, on the card that was captured on first. cuBLAS keeps a workspace for each stream it has seen
+        # (32 MB on an H100), and torch 2.13 drops a stream's when any graph captured on it dies (pytorch #193402).
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -197,14 +208,13 @@ class _Graphs:
         """Runs `work` once with no slot active, which lets libraries set themselves up, then records it."""
         kept = active.clone()
         active.zero_()
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             work()
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         # thread_local: other engines of the process may allocate while this thread records.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             work()
         active.copy_(kept)
         return graph

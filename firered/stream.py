@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import secrets
 from collections import deque
@@ -19,6 +20,8 @@ from firered.voice import VoicePrompt
 
 if TYPE_CHECKING:
     from firered.segments import Segmenter, TextSegment
+
+logger = logging.getLogger(__name__)
 
 _SEED_LIMIT = 2**32
 # Enough to ride out any hiccup on the way to the listener; what an interruption throws away is not more than this.
@@ -111,7 +114,7 @@ class SpeechStream:
         self.cancelled = False
         self._segmenter, self._wake = segmenter, wake
         self._events: queue.SimpleQueue[StreamEvent] = queue.SimpleQueue()
-        self.emit = sink or self._events.put
+        self._sink = self._events.put if sink is None else sink
         self._n_pieces = 0
 
     def add_text(self, text: str, speaker: str = "[S1]") -> int:
@@ -137,10 +140,20 @@ class SpeechStream:
         self.cancelled = True
         self._wake()
 
+    def emit(self, event: StreamEvent) -> None:
+        """For the engine's thread. A sink that raises ends its own stream, not the thread that speaks for all."""
+        try:
+            self._sink(event)
+        except Exception:
+            logger.exception("the sink of a stream failed: the stream is cancelled")
+            self.cancelled = True
+
     def __iter__(self) -> Iterator[StreamEvent]:
-        """Events up to and including StreamEnd; raises the error of a StreamFailed."""
+        """Events up to and including StreamEnd; raises the error of a StreamFailed. Iterating again finds the end."""
         while True:
             event = self._events.get()
+            if isinstance(event, StreamEnd | StreamFailed):
+                self._events.put(event)
             if isinstance(event, StreamFailed):
                 raise event.error
             yield event

@@ -66,3 +66,13 @@ class SessionOptions:
             speed=settings.tts.speed,
             max_output_tokens=settings.llm.max_tokens,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyOptions:
+    """What one reply does differently from its session; `text` is said as it is, without the model."""
+
+    instructions: str | None = None
+    spoken: bool | None = None
+    max_tokens: int | None = None
+    text: str | None = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pipeline.engines.lanes import Spoke, Waited, Work
+
 Outcome = Literal["completed", "interrupted", "failed"]
 
 # In the order in which they happen. Each part of the record runs from the mark before it that was set to this one.
@@ -36,12 +38,21 @@ class TurnRecord:
     spoken_s: float = 0.0
     heard_s: float = 0.0
     barge_in_stop_s: float | None = None
+    lane_waits: list[Waited] = field(default_factory=list)  # of the jobs that began for this turn
+    pieces_spoken: list[Spoke] = field(default_factory=list)
 
     def mark(self, name: str, at_s: float) -> None:
         """Set a mark once; later calls with the same name change nothing."""
         if name not in _ORDER:
             raise ValueError(f"unknown mark {name}")
         self.marks.setdefault(name, at_s)
+
+    def note_work(self, work: Work) -> None:
+        """Take down what lanes tell of this turn's jobs."""
+        if isinstance(work, Waited):
+            self.lane_waits.append(work)
+        elif isinstance(work, Spoke):
+            self.pieces_spoken.append(work)
 
     @property
     def parts_ms(self) -> dict[str, float]:

@@ -70,6 +70,7 @@ class Response:
     async def run(self, deltas: AsyncIterator[str], *, voice: Voice, max_tokens: int) -> None:
         """Make the reply, hand it to the outbox, and wait until it was heard."""
         lanes.job_priority.set(self._priority)
+        lanes.work_told.set(self.record.note_work)
         self._mark("llm_started")
         self.output.when_released(self._begin)
         sink = ReplySink(self._add_text, self._begin_piece, self._end_piece, self._play, self._mark)

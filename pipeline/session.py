@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline import events
@@ -23,15 +21,17 @@ from pipeline.conversation import Conversation, Item
 from pipeline.echo import is_echo
 from pipeline.endpointing import EndpointRules
 from pipeline.engines import lanes
-from pipeline.engines.base import Engines, Message, Voice
+from pipeline.engines.base import Engines
 from pipeline.errors import InvalidInput, RateLimited, VoicepodError
 from pipeline.events import AgentState, Event, ReplyReason, UserState
 from pipeline.listening import Heard, Listener
-from pipeline.options import LANGUAGES, SessionOptions
+from pipeline.options import ReplyOptions, SessionOptions
 from pipeline.outbox import Outbox
+from pipeline.prompt import Prompt, instructions_for, voice_for
 from pipeline.records import TurnRecord
 from pipeline.response import Parts, Response
 from pipeline.turn import Waits, engine_failure, first_error, transcribe
+from pipeline.utterance import Utterance
 
 if TYPE_CHECKING:
     from settings import TurnSettings, VadSettings
@@ -48,34 +48,6 @@ ECHO_TAIL_S = 0.4
 def new_id(kind: str) -> str:
     """A fresh id, such as item_3f9a0c."""
     return f"{kind}_{secrets.token_hex(10)}"
-
-
-@dataclass(frozen=True, slots=True)
-class ReplyOptions:
-    """What one reply does differently from its session; `text` is said as it is, without the model."""
-
-    instructions: str | None = None
-    spoken: bool | None = None
-    max_tokens: int | None = None
-    text: str | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Utterance:
-    """What the user says in one turn, from its onset until its words stand in the history."""
-
-    item_id: str
-    record: TurnRecord
-    onset_s: float = 0.0  # audio time
-    onset_at_s: float = math.inf  # the same on the session clock; a committed buffer has no onset
-    wants_reply: bool = False
-    requested: bool = False  # the client asked for the reply itself
-    said: bool = False  # words were heard
-    superseded: bool = False  # the user went on before its reply began: the later utterance answers both
-    overtook: list[Utterance] = field(default_factory=list)  # those that it superseded
-    cut: Response | None = None  # the response that it interrupted
-    asked: ReplyOptions | None = None  # what the client asked of its reply
-    transcribed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Session:
@@ -102,14 +74,9 @@ class Session:
         self.n_turns = 0
         self._engines, self._clock, self._new_id, self._listeners = engines, clock, new_id, tuple(listeners)
         self._turn, self._vad = turn, vad
-        self._history_tokens, self._max_reply_tokens = history_tokens, max_reply_tokens
-        waits = Waits(
-            asr_s=turn.asr_timeout_s,
-            first_token_s=turn.first_token_timeout_s,
-            token_s=turn.token_timeout_s,
-            first_audio_s=turn.first_audio_timeout_s,
-            audio_s=turn.audio_timeout_s,
-        )
+        self._prompt = Prompt(engines.llm, self.conversation, max_tokens=history_tokens)
+        self._max_reply_tokens = max_reply_tokens
+        waits = Waits.from_settings(turn)
         self._parts = Parts(
             engines, self.conversation, self.outbox, self._tell, self._show_state, clock, new_id, turn, waits
         )
@@ -128,7 +95,6 @@ class Session:
         self._listener.detects = options.turn_detection is not None
         self._tasks: asyncio.TaskGroup | None = None
         self._closed = asyncio.Event()
-        self._n_tokens: dict[str, int] = {}
 
     # --- life
 
@@ -346,6 +312,7 @@ class Session:
     async def _take_turn(self, utterance: Utterance, audio: AudioChunk, earlier: Sequence[Utterance]) -> None:
         """Transcribe, then reply. An interruption never stops the transcription: what was said is not lost."""
         lanes.job_priority.set(lambda: (lanes.FIRST_AUDIO, 0.0))
+        lanes.work_told.set(utterance.record.note_work)
         said_something = await self._transcribe(utterance, audio)
         for other in earlier:  # their words stand before ours in the history
             await other.transcribed.wait()
@@ -417,7 +384,7 @@ class Session:
 
     def _go_on(self, utterance: Utterance) -> None:
         """It was no interruption: answer what it held up, or say the rest of what was cut."""
-        overtaken = _all_overtaken(utterance)
+        overtaken = utterance.all_overtaken()
         for other in overtaken:
             if other in self._unfinished:  # what it said is not known yet: it takes its place again
                 other.superseded, other.cut = False, other.cut or utterance.cut
@@ -454,11 +421,10 @@ class Session:
         try:
             if previous is not None:  # it may still be heard, when nothing interrupted it
                 await previous.finished.wait()
-            voice = self._voice(options)
+            voice = voice_for(options, self._engines.tts.info.voices)
             if how.text is None:
-                messages = await self._messages(how.instructions or _instructions(options, voice))
-                for message in messages:
-                    response.n_input_tokens += await self._count(message.content)
+                messages = await self._prompt.messages(how.instructions or instructions_for(options, voice))
+                response.n_input_tokens = await self._prompt.n_tokens(messages)
                 deltas = self._engines.llm.reply(messages, max_tokens=max_tokens)
             else:
                 deltas = _one(how.text)
@@ -466,35 +432,6 @@ class Session:
         except Exception as error:  # boundary: the turn fails, the session lives on
             cause = first_error(error)
             await response.fail(cause if isinstance(cause, VoicepodError) else engine_failure(cause, "reply"))
-
-    async def _messages(self, instructions: str) -> tuple[Message, ...]:
-        """The history that fits the model's window."""
-
-        def texts() -> list[str]:
-            return [instructions, *(item.remembered for item in self.conversation.kept)]
-
-        while missing := [text for text in texts() if text not in self._n_tokens]:
-            for text in missing:  # the history may change meanwhile
-                await self._count(text)
-        self._n_tokens = {text: self._n_tokens[text] for text in texts()}
-        return self.conversation.messages(
-            instructions, max_tokens=self._history_tokens, count=self._n_tokens.__getitem__
-        )
-
-    async def _count(self, text: str) -> int:
-        if text not in self._n_tokens:
-            self._n_tokens[text] = await self._engines.llm.count_tokens(text)
-        return self._n_tokens[text]
-
-    def _voice(self, options: SessionOptions) -> Voice:
-        """The chosen voice, or one that speaks the session's language."""
-        voices = self._engines.tts.info.voices
-        chosen = next((voice for voice in voices if voice.id == options.voice), None)
-        if chosen is None:
-            raise InvalidInput("this voice does not exist", code="voice_not_found", param="voice")
-        if options.language is not None and chosen.language != options.language:
-            chosen = next((voice for voice in voices if voice.language == options.language), chosen)
-        return replace(chosen, speed=options.speed)
 
     # --- small things
 
@@ -561,21 +498,5 @@ class _Closing(Exception):
     """Ends the session's task group."""
 
 
-def _all_overtaken(utterance: Utterance) -> list[Utterance]:
-    """What the user said before, that waits for the answer to `utterance`; newest first."""
-    found: list[Utterance] = []
-    for other in reversed(utterance.overtook):
-        found += [other, *_all_overtaken(other)]
-    return found
-
-
 async def _one(text: str) -> AsyncIterator[str]:
     yield text
-
-
-def _instructions(options: SessionOptions, voice: Voice) -> str:
-    """The session's instructions, and the language to answer in: the voice's, since it must speak the answer."""
-    if options.language is None or options.modality == "text":
-        return options.instructions
-    name = LANGUAGES.get(voice.language, voice.language)
-    return f"{options.instructions} Answer in {name}."

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from pipeline.audio import AudioChunk, Resampler
 from pipeline.engines.base import Asr, SpeechChunk, SpeechPiece, Transcript, Tts, Voice, Word
 from pipeline.errors import EngineFailed, EngineTimeout
 from pipeline.sentences import PieceSplitter
+
+if TYPE_CHECKING:
+    from settings import TurnSettings
 
 T = TypeVar("T")
 
@@ -35,6 +38,17 @@ class Waits:
     token_s: float
     first_audio_s: float
     audio_s: float
+
+    @classmethod
+    def from_settings(cls, turn: TurnSettings) -> Waits:
+        """The times of the settings."""
+        return cls(
+            asr_s=turn.asr_timeout_s,
+            first_token_s=turn.first_token_timeout_s,
+            token_s=turn.token_timeout_s,
+            first_audio_s=turn.first_audio_timeout_s,
+            audio_s=turn.audio_timeout_s,
+        )
 
 
 @dataclass(slots=True)

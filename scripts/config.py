@@ -22,6 +22,7 @@ from settings import (
     LoggingSettings,
     Settings,
     cache_directory,
+    data_directory,
 )
 from settings_guide import ALIASES, LIBRARY_VARIABLES, RETIRED, VARIABLES
 from settings_keys import accepted, field_of, in_words, section_type
@@ -100,6 +101,9 @@ def render_page() -> str:
     lines += ["## Variables\n", "| variable | setting |", "|---|---|"]
     lines += [f"| `{name}` | {', '.join(f'`{key}`' for key in keys)} |" for name, keys in VARIABLES.items()]
     lines += ["| `VOICEPOD_CACHE` | parent of `models.dir`, `voices.dir` and `cache.dir` where they are not set |"]
+    lines += [
+        "| `VOICEPOD_DATA` | `storage.dir`; not set, it is `~/.local/share/voicepod`, on a pod `/workspace/voicepod` |"
+    ]
     lines += [f"| `{name}` | none: read by {reader} |" for name, reader in LIBRARY_VARIABLES.items()]
     lines += ["", "## Other names\n", "| key | means |", "|---|---|"]
     lines += [f"| `{old}` | `{new}` |" for old, new in ALIASES.items()]
@@ -120,7 +124,9 @@ def _row(key: str) -> str:
 def _default(key: str) -> str:
     value = field_of(key).get_default(call_default_factory=True)
     if isinstance(value, Path):
-        # The same page on every machine: the default of every directory is below the cache.
+        # The same page on every machine: the default of every directory is below one of these two.
+        if value.is_relative_to(data_directory(os.environ)):
+            return f"`$VOICEPOD_DATA/{value.relative_to(data_directory(os.environ))}`".replace("/.`", "`")
         return f"`$VOICEPOD_CACHE/{value.relative_to(cache_directory(os.environ))}`"
     return f"`{_cell(json.dumps(value))}`"
 

@@ -13,7 +13,7 @@ fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 mkdir -p "$cache" || fail "cannot write to $cache: set VOICEPOD_CACHE to a folder that you own"
 
 # --- programs
-needed=(espeak-ng)
+needed=(espeak-ng ffmpeg)
 [ "$profile" = dev ] && needed+=(chromium node npm)
 missing=()
 for program in "${needed[@]}"; do

@@ -4,28 +4,47 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
+
+from tests.support.server_process import ServerProcesses, server_processes
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden event files anew")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers, tests that share loaded models, a server or a browser stay together in one of them."""
+# Of the tests that belong to no group, the files to begin with: one of them left for the end would run alone.
+SLOW = ("test_barge_in_schedules.py", "test_download_models.py")
+
+# The order in which several workers take these groups: the longest first, the many small tests of no group fill up.
+GROUPS = ("real server", "contract", "browser")
+
+
+def _group(path: Path) -> str | None:
+    """Tests that share loaded models, a server or a browser stay together in one worker."""
+    if path.parent.name == "contract":
+        return "contract"
+    if path.name in ("test_conversation.py", "test_faults.py"):
+        return "real server"
+    return "browser" if path.parent.name == "e2e" else None
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook, and would come first
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        folder, name = item.path.parent.name, item.path.name
-        if folder == "contract":
-            item.add_marker(pytest.mark.xdist_group("contract"))
-        elif name in ("test_conversation.py", "test_faults.py"):
-            item.add_marker(pytest.mark.xdist_group("real server"))
-        elif folder == "e2e":
-            item.add_marker(pytest.mark.xdist_group("browser"))
+        if group := _group(item.path):
+            item.add_marker(pytest.mark.xdist_group(group))
+    if hasattr(config, "workerinput"):  # a run in one process goes from the small to the large, in order of files
+        rank = {group: number for number, group in enumerate(GROUPS)}
+        items.sort(key=lambda item: (rank.get(_group(item.path) or "", len(GROUPS)), item.path.name not in SLOW))
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
-    """Bytes are no part of a test's name: an archive holds the time it was made, and all workers must agree."""
+    """Names that all workers agree on: bytes may hold the time they were made, a set has another order in each."""
+    if isinstance(val, set | frozenset):
+        return repr(sorted(map(str, val)))
     return "bytes" if isinstance(val, bytes) else None
 
 
@@ -45,3 +64,10 @@ def _event_loop_that_the_runner_restores() -> Iterator[None]:
     yield
     asyncio.set_event_loop(None)
     loop.close()
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[ServerProcesses]:
+    """Real servers with the real models: one for all tests that leave it alive."""
+    with server_processes() as servers:
+        yield servers

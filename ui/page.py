@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import gradio as gr
 from fastapi import FastAPI, Response
 from fastapi.staticfiles import StaticFiles
+from starlette.routing import Mount
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ui.sidebar import build_sidebar
 
@@ -24,10 +26,10 @@ STATIC = Path(__file__).parent / "static"
 # to appear in quotes, gr.HTML looks for it in this text.
 JS_ON_LOAD = """
 const base = new URL('.', document.baseURI);
-import(new URL('vx/voice.js', base)).then((voice) => voice.boot({
+import(new URL('vx/voice.js', base)).then(async (voice) => voice.boot({
   element,
   config: props.value,
-  newToken: () => server.page_token(),
+  newToken: (await import(new URL('vx/ticket.js', base))).newTicket(base),
   onSession: (id) => trigger('session', { id }),
 })).catch((error) => console.error('voicepod: the page did not start', error));
 """
@@ -45,25 +47,22 @@ HEAD = """
 class PageContext:
     """What the page needs to know of the server: plain values and callables, called in Gradio's threads.
 
-    `mint_token` gives a one-time page token. `metrics` gives the host's figures: cpu_percent, memory_used_bytes,
+    `metrics` gives the host's figures: cpu_percent, memory_used_bytes,
     memory_total_bytes, gpus (list of name, utilisation_percent, memory_used_bytes, memory_total_bytes, temperature_c),
     sessions_active, max_sessions. `session_figures` gives turns, v2v_p50_ms, v2v_last_ms and interruptions of the
     session with this id, or None when it is not known. `personas` maps a name to the assistant's instructions; the
-    first one is the default.
+    first one is the default. `can_log_out` where people log in.
     """
 
-    mint_token: Callable[[], str]
     metrics: Callable[[], Mapping[str, Any]]
     session_figures: Callable[[str], Mapping[str, Any] | None]
     examples: Sequence[str] = ()
     personas: Mapping[str, str] = field(default_factory=dict)
+    can_log_out: bool = False
 
 
 def build_ui(page: PageContext) -> gr.Blocks:
     """The page: a sidebar with figures and the voice widget. No event of it takes a file."""
-
-    def page_token(_: object = None) -> str:
-        return page.mint_token()
 
     def remember_session(event: gr.EventData) -> str:
         session_id = event._data.get("id", "") if isinstance(event._data, dict) else ""
@@ -78,7 +77,6 @@ def build_ui(page: PageContext) -> gr.Blocks:
             html_template='<div class="voicepod-host"></div>',
             js_on_load=JS_ON_LOAD,
             apply_default_css=False,
-            server_functions=[page_token],
             elem_id="voicepod-widget",
         )
         widget.session(
@@ -112,20 +110,27 @@ class _OwnStatic(StaticFiles):
         return response
 
 
-def mount(app: FastAPI, page: PageContext, path: str = "/") -> gr.Blocks:
-    """Mount the page on `app` at `path`, its own files at /vx.
+def _unguarded(app: ASGIApp) -> ASGIApp:
+    return app
+
+
+def mount(
+    app: FastAPI, page: PageContext, *, guard: Callable[[ASGIApp], ASGIApp] = _unguarded, path: str = "/"
+) -> gr.Blocks:
+    """Mount the page on `app` at `path` behind `guard`, its own files at /vx, which hold no secret, before it.
 
     Call it after every other route was added: Gradio answers the rest.
     """
     app.mount("/vx", _OwnStatic(directory=STATIC), name="voicepod-static")
     demo = in_event_loop(lambda: build_ui(page))
-    mount_blocks(app, demo, path)
+    mount_blocks(app, demo, guard=guard, path=path)
     return demo
 
 
-def mount_blocks(app: FastAPI, demo: gr.Blocks, path: str = "/") -> None:
+def mount_blocks(
+    app: FastAPI, demo: gr.Blocks, *, guard: Callable[[ASGIApp], ASGIApp] = _unguarded, path: str = "/"
+) -> None:
     """Mount Blocks with no upload, no public API, no file access, no call to the outside."""
-    app.add_api_route("/gradio_api/upload", _no_uploads, methods=["POST"], include_in_schema=False)
     in_event_loop(
         lambda: gr.mount_gradio_app(
             app,
@@ -144,6 +149,9 @@ def mount_blocks(app: FastAPI, demo: gr.Blocks, path: str = "/") -> None:
             app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
         )
     )
+    mounted = app.routes[-1]
+    assert isinstance(mounted, Mount)
+    mounted.app = guard(_WithoutUploads(mounted.app))
     # Gradio skips its check of file paths until this is set, and only launch() sets it: a mounted app would copy any
     # file of the server that a forged request names into its cache and serve it.
     demo.has_launched = True
@@ -170,6 +178,13 @@ def in_event_loop(call: Callable[[], T]) -> T:
         loop.close()
 
 
-async def _no_uploads() -> Response:
-    """Nothing on the page takes a file through Gradio, so strangers cannot fill the disk either."""
-    return Response(status_code=404)
+class _WithoutUploads:
+    """Nothing on the page takes a file through Gradio, so nobody can fill the disk with any."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_upload = scope["type"] == "http" and scope["path"].rstrip("/").endswith("/upload")
+        app = Response(status_code=404) if is_upload else self._app
+        await app(scope, receive, send)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 TICK_S = 2
 POINTS = 120  # more made the plot slow in the browser
 GIB = 1024**3
+LOG_OUT = '<form class="vp-figures" method="post" action="logout"><button type="submit">Log out</button></form>'
 
 
 def _share(used: float | None, total: float | None) -> float | None:
@@ -122,6 +123,8 @@ def build_sidebar(page: PageContext, session_id: gr.State) -> None:
             height=200,
             show_label=False,
         )
+        if page.can_log_out:
+            gr.HTML(LOG_OUT, js_on_load=None)
     gr.Timer(TICK_S).tick(
         tick,
         [session_id],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.audio import AudioChunk, Samples
-from pipeline.engines.base import EngineInfo, Transcript
+from pipeline.engines.base import EngineInfo, Transcript, Word
 from pipeline.engines.lanes import Lane, Stop
 from pipeline.errors import ConfigError, EngineError, EngineFailed, EngineNotReady, InvalidInput, OutOfMemory
 from pipeline.models import locate
@@ -101,6 +102,13 @@ class FasterWhisperAsr:
 
     async def transcribe(self, utterance: AudioChunk, *, language: str | None) -> Transcript:
         """What was said. Text is empty for silence and noise; `InvalidInput` for a language the model does not know."""
+        return await self._heard(utterance, language, words=False)
+
+    async def transcribe_words(self, utterance: AudioChunk, *, language: str | None) -> Transcript:
+        """As `transcribe`, with word times: the decoder's attention is aligned with the audio once more."""
+        return await self._heard(utterance, language, words=True)
+
+    async def _heard(self, utterance: AudioChunk, language: str | None, *, words: bool) -> Transcript:
         whisper = self._whisper
         if whisper is None:
             raise EngineNotReady("speech recognition is still loading, or was closed", stage="asr")
@@ -109,7 +117,7 @@ class FasterWhisperAsr:
                 raise InvalidInput("the speech recogniser does not know this language", param="language")
         else:
             language = "en"
-        return await self._lane.run(lambda stop: self._hear(whisper, utterance, language, stop))
+        return await self._lane.run(lambda stop: self._hear(whisper, utterance, language, words, stop))
 
     def _read(self, stop: Stop) -> WhisperModel:
         directory = locate(self._models_dir, self._model_id)
@@ -125,26 +133,32 @@ class FasterWhisperAsr:
             )
         except Exception as error:
             raise ConfigError(f"the model {self._model_id} in {directory} cannot be loaded: {error}") from error
-        self._decode(whisper, np.zeros(SAMPLE_RATE, np.float32), "en", stop)
+        self._decode(whisper, np.zeros(SAMPLE_RATE, np.float32), "en", False, stop)
         loaded: WhisperModel = whisper
         return loaded
 
-    def _hear(self, whisper: WhisperModel, utterance: AudioChunk, language: str | None, stop: Stop) -> Transcript:
+    def _hear(
+        self, whisper: WhisperModel, utterance: AudioChunk, language: str | None, words: bool, stop: Stop
+    ) -> Transcript:
         if not is_audible(utterance):
             return Transcript("", language or "en", audio_seconds=utterance.seconds)
-        text, heard = self._decode(whisper, utterance.resampled(SAMPLE_RATE).samples, language, stop)
-        return Transcript(text, heard, audio_seconds=utterance.seconds)
+        heard = self._decode(whisper, utterance.resampled(SAMPLE_RATE).samples, language, words, stop)
+        return replace(heard, audio_seconds=utterance.seconds)
 
-    def _decode(self, whisper: WhisperModel, samples: Samples, language: str | None, stop: Stop) -> tuple[str, str]:
-        """Text and language; samples float32 (n_samples,) at 16 kHz."""
+    def _decode(
+        self, whisper: WhisperModel, samples: Samples, language: str | None, words: bool, stop: Stop
+    ) -> Transcript:
+        """Text, language and words; samples float32 (n_samples,) at 16 kHz."""
+        parts: list[str] = []
+        timed: list[Word] = []
         try:
-            segments, language = _segments(whisper, samples, language, self._beam_size)
-            parts = []
+            segments, language = _segments(whisper, samples, language, words, self._beam_size)
             for segment in segments:  # decoded as they are asked for
                 if stop:
                     break
                 if _is_speech(segment):
                     parts.append(segment.text.strip())
+                    timed += [Word(w.word.strip(), float(w.start), float(w.end)) for w in segment.words or ()]
         except MemoryError as error:
             raise OutOfMemory("speech recognition ran out of memory", stage="asr") from error
         except EngineError:
@@ -153,7 +167,7 @@ class FasterWhisperAsr:
             if "out of memory" in str(error).lower():  # what CTranslate2 says for a full card
                 raise OutOfMemory("speech recognition ran out of memory", stage="asr") from error
             raise EngineFailed("speech recognition failed", stage="asr") from error
-        return " ".join(parts).strip(), language
+        return Transcript(" ".join(parts).strip(), language, tuple(timed))
 
 
 def is_audible(utterance: AudioChunk) -> bool:
@@ -167,7 +181,7 @@ def is_audible(utterance: AudioChunk) -> bool:
 
 
 def _segments(
-    whisper: WhisperModel, samples: Samples, language: str | None, beam_size: int
+    whisper: WhisperModel, samples: Samples, language: str | None, words: bool, beam_size: int
 ) -> tuple[Iterable[Any], str]:
     """Segments, decoded as they are asked for, and the language that was given or detected."""
     max_new_tokens = min(MIN_TOKENS + int(TOKENS_PER_S * samples.size / SAMPLE_RATE), MAX_TOKENS)
@@ -182,6 +196,7 @@ def _segments(
         max_new_tokens=max_new_tokens,
         # Past one window Whisper needs its time stamps to know where the next one begins.
         without_timestamps=samples.size <= WINDOW_S * SAMPLE_RATE,
+        word_timestamps=words,
     )
     if language is not None:
         return segments, language

@@ -43,12 +43,17 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """A voice the TTS can speak with: `id` names it to the engine, `language` is an ISO 639-1 code."""
+    """A voice the TTS can speak with: `id` names it to the engine, `language` is an ISO 639-1 code.
+
+    `languages` are further ones that it speaks as well. `seed` repeats the audio where an engine draws it at random.
+    """
 
     id: str
     name: str
     language: str
     speed: float = 1.0
+    languages: tuple[str, ...] = ()
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +175,15 @@ class Asr(Engine, Protocol):
 
 
 @runtime_checkable
+class WordTimes(Asr, Protocol):
+    """Speech recognition that can also tell when each word was said. That takes longer, so it is asked for."""
+
+    async def transcribe_words(self, utterance: AudioChunk, *, language: str | None) -> Transcript:
+        """As `transcribe`, with the words and their times."""
+        ...
+
+
+@runtime_checkable
 class Llm(Engine, Protocol):
     """A chat model."""
 
@@ -200,6 +214,8 @@ ENGINES: dict[EngineKind, dict[str, str]] = {
     "asr": {"faster_whisper": "pipeline.engines.asr_faster_whisper:FasterWhisperAsr"},
     "llm": {"llamacpp": "pipeline.engines.llm_llamacpp:LlamaCppLlm"},
     "tts": {
+        "firered": "pipeline.engines.tts_firered:FireRedTts",
+        "firered_upstream": "pipeline.engines.tts_firered_upstream:FireRedUpstreamTts",
         "kokoro": "pipeline.engines.tts_kokoro:KokoroTts",
         "piper": "pipeline.engines.tts_piper:PiperTts",
     },

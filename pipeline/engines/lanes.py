@@ -9,12 +9,14 @@ in the middle, and takes the next job only then.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
+import math
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TypeVar
 
 from pipeline.errors import EngineNotReady, VoicepodError
@@ -28,8 +30,47 @@ FIRST_AUDIO, LATER_AUDIO, SPECULATION = 0, 1, 2
 job_priority: ContextVar[Callable[[], tuple[int, float]]] = ContextVar("job_priority")
 
 
+@dataclass(frozen=True, slots=True)
+class Waited:
+    """A job began in `lane`, so many seconds after it was submitted."""
+
+    lane: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A job of `lane` worked for so many seconds and gave its result. Streams are not told: their readers pace them."""
+
+    lane: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Spoke:
+    """A piece of speech took so many seconds to compute, waiting not counted, and lasts `audio_s`."""
+
+    computed_s: float
+    audio_s: float
+
+
+Work = Waited | Ran | Spoke
+
+# Who is told of the work that is done for the running turn, on its event loop. Travels in the context as well.
+work_told: ContextVar[Callable[[Work], None]] = ContextVar("work_told")
+
+
+def tell_nobody(work: Work) -> None:
+    """What `work_told` is where nobody asked."""
+
+
+# Names of lanes that were closed while a step ran on: the interpreter would wait for their threads at its exit.
+abandoned: set[str] = set()
+
+
 def _no_priority() -> tuple[int, float]:
-    return (LATER_AUDIO, 0.0)
+    """Of work outside a talk, such as a file that is read aloud: nobody waits for its next second."""
+    return (LATER_AUDIO, math.inf)
 
 
 class Stop:
@@ -90,16 +131,19 @@ class Lane:
 
     async def run(self, work: Callable[[Stop], T]) -> T:
         """`work(stop)` in a thread of the lane; cancelling sets `stop` and returns at once."""
-        stop = Stop()
+        stop, tell, submitted_s = Stop(), work_told.get(tell_nobody), time.monotonic()
         await self._take_slot()
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
 
         def job() -> None:
+            begun_s = time.monotonic()
+            self._call(loop, tell, Waited(self.name, begun_s - submitted_s))
             try:
                 self._refuse(stop)
                 result = work(stop)
                 self._refuse(stop)
+                self._call(loop, tell, Ran(self.name, time.monotonic() - begun_s))
             except BaseException as error:  # handed to the caller, never lost in the thread
                 self._call(loop, _fail, done, error)
             else:
@@ -130,6 +174,7 @@ class Lane:
 
         `emit` blocks the thread while `buffer` items wait for the reader, and gives False once the job should end.
         """
+        tell, submitted_s = work_told.get(tell_nobody), time.monotonic()
         room = threading.Semaphore(buffer)
         stop = Stop(room.release)
         await self._take_slot()
@@ -145,6 +190,7 @@ class Lane:
 
         def job() -> None:
             error: BaseException | None = None
+            self._call(loop, tell, Waited(self.name, time.monotonic() - submitted_s))
             try:
                 self._refuse(stop)
                 work(stop, emit)
@@ -177,9 +223,11 @@ class Lane:
         self._waiting.clear()
         for stop in list(self._stops):
             stop.set()
-        with contextlib.suppress(TimeoutError):  # a step that never ends must not keep the server from closing
+        try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
+        except TimeoutError:  # a step that never ends must not keep the server from closing
+            abandoned.add(self.name)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _refuse(self, stop: Stop) -> None:

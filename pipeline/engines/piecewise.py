@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 
 from pipeline.audio import AudioChunk
+from pipeline.engines import lanes
 from pipeline.engines.base import SpeechChunk, SpeechPiece
 
 
@@ -24,8 +25,23 @@ async def one_ahead(
 
     async def prepare() -> tuple[SpeechPiece, Sequence[AudioChunk]] | None:
         async for piece in pieces:
-            return piece, await speak(piece)
+            return piece, await timed(piece)
         return None
+
+    async def timed(piece: SpeechPiece) -> Sequence[AudioChunk]:
+        computed_s: list[float] = []
+
+        def note(work: lanes.Work) -> None:
+            tell(work)
+            if isinstance(work, lanes.Ran):
+                computed_s.append(work.seconds)
+
+        tell = lanes.work_told.get(lanes.tell_nobody)
+        lanes.work_told.set(note)  # in the context of the task that speaks ahead, and nowhere else
+        audio = await speak(piece)
+        if seconds := sum(chunk.seconds for chunk in audio):
+            tell(lanes.Spoke(sum(computed_s), seconds))
+        return audio
 
     ahead = asyncio.create_task(prepare(), name="tts-piece-ahead")
     try:

@@ -8,9 +8,10 @@ import jiwer
 import numpy as np
 import pytest
 
+from pipeline.audio import concat
 from pipeline.engines.base import Asr, SpeechChunk, SpeechPiece, Tts, Voice
 from pipeline.errors import InvalidInput
-from tests.contract.conftest import WAIT_S, idle
+from tests.contract.conftest import WAIT_S, idle, needs_words
 from tests.support.speech_clips import pieces, spoken
 from tests.support.words import plain
 
@@ -20,8 +21,6 @@ SENTENCES = (
     "The capital of France is Paris.",
     "There are seven days in a week, and most people work on five of them.",
     "Why did the cat sit on the computer? It wanted to catch the mouse!",
-    "Please bring an umbrella, because it may rain in the afternoon.",
-    "Mountains and rivers have shaped the borders between our countries.",
     "I would be happy to help you with that.",
 )
 
@@ -36,10 +35,13 @@ async def chunks_of(tts: Tts, *texts: str) -> list[SpeechChunk]:
 
 
 async def test_what_is_spoken_is_understood_by_the_recogniser(tts: Tts, asr: Asr) -> None:
-    heard = []
+    needs_words(tts)
+    heard, seconds = [], 0.0
     for sentence in SENTENCES:
         audio = await spoken(tts, a_voice(tts), sentence)
+        seconds += audio.seconds
         heard.append((await asr.transcribe(audio, language="en")).text)
+    assert seconds >= 10, "too little to judge by"
     assert jiwer.wer([plain(s) for s in SENTENCES], [plain(h) for h in heard]) <= 0.15
 
 
@@ -52,13 +54,15 @@ async def test_each_piece_ends_with_one_mark_and_pieces_come_in_order(tts: Tts) 
 
 
 async def test_audio_is_finite_audible_within_range_and_at_the_rate_of_info(tts: Tts) -> None:
-    for chunk in await chunks_of(tts, "One sentence,", "and another one!"):
-        assert chunk.audio.sample_rate == tts.info.sample_rate
-        assert np.isfinite(chunk.audio.samples).all()
-        assert 0.05 < np.abs(chunk.audio.samples).max() <= 1.0
+    chunks = await chunks_of(tts, "One sentence,", "and another one!")
+    for piece in (0, 1):
+        samples = concat([chunk.audio for chunk in chunks if chunk.piece_index == piece], tts.info.sample_rate).samples
+        assert np.isfinite(samples).all()
+        assert 0.05 < np.abs(samples).max() <= 1.0
 
 
 async def test_speech_begins_and_ends_without_long_silence(tts: Tts) -> None:
+    needs_words(tts)
     (chunk,) = await chunks_of(tts, "Good morning.")
     loud = np.flatnonzero(np.abs(chunk.audio.samples) > 0.02)
     assert loud[0] < 0.1 * chunk.audio.sample_rate
@@ -67,6 +71,8 @@ async def test_speech_begins_and_ends_without_long_silence(tts: Tts) -> None:
 
 @pytest.mark.parametrize("text", ["", "...", "😀 🎉", "— !", "日本語"])
 async def test_what_cannot_be_pronounced_gives_a_mark_without_audio(tts: Tts, text: str) -> None:
+    if text == "日本語" and "ja" in tts.info.languages:
+        pytest.skip("this voice speaks Japanese")
     (chunk,) = await chunks_of(tts, text)
     assert chunk.final
     assert chunk.audio.n_samples == 0
@@ -97,8 +103,9 @@ async def test_no_more_than_one_piece_is_prepared_ahead(tts: Tts) -> None:
             yield piece
 
     async with asyncio.timeout(WAIT_S), aclosing(tts.synthesize(watched(), voice=a_voice(tts))) as stream:  # type: ignore[type-var]
-        first = await anext(stream)
-        assert first.final
+        async for chunk in stream:
+            if chunk.final:
+                break
         await second_asked.wait()
         await idle(tts)
         assert asked == [0, 1]
@@ -118,8 +125,9 @@ async def test_closing_within_a_piece_leaves_the_lane_idle(tts: Tts) -> None:
     assert await chunks_of(tts, "Hi.")
 
 
-# Piper draws the length of each sound at random; Kokoro speaks a text the same way every time.
-SPREAD = {"kokoro": 0.01, "piper": 0.3}
+# Piper draws the length of each sound at random, FireRedTTS-2 every sound; Kokoro speaks a text the same way each time,
+# and the random weights, which never end a piece, are ended after the same time.
+SPREAD = {"kokoro": 0.01, "piper": 0.3, "firered": 0.01, "firered_upstream": 0.5}
 
 
 async def test_two_talks_at_once_get_their_own_audio(tts: Tts) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -112,23 +116,73 @@ def copied(secret: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and path.read_bytes() == secret.read_bytes()]
 
 
-def test_a_forged_file_is_refused_by_the_widgets_server_function(client: TestClient, secret: Path) -> None:
+def test_no_function_of_a_component_can_be_called(client: TestClient, secret: Path) -> None:
     config = client.get("/config").json()
-    widget = next(c for c in config["components"] if c["props"].get("elem_id") == "voicepod-widget")
-    body = {"data": forged(secret), "fn_name": "page_token", "session_hash": "forged", "component_id": widget["id"]}
-    answer = client.post("/gradio_api/component_server", json=body)
-    assert answer.status_code == 200
-    assert isinstance(answer.json(), str)
-    assert "secret" not in answer.text
+    for component in config["components"]:
+        for name in ("page_token", "preprocess", "get_config", "push_to_hub", "__init__"):
+            for data in (None, forged(secret)):
+                body = {"data": data, "fn_name": name, "session_hash": "x", "component_id": component["id"]}
+                assert client.post("/gradio_api/component_server", json=body).status_code == 404
     assert not copied(secret)
 
 
-def test_only_the_token_function_of_the_widget_can_be_called(client: TestClient) -> None:
-    config = client.get("/config").json()
-    for component in config["components"]:
-        for name in ("preprocess", "get_config", "push_to_hub", "__init__"):
-            body = {"data": [], "fn_name": name, "session_hash": "forged", "component_id": component["id"]}
-            assert client.post("/gradio_api/component_server", json=body).status_code == 404
+FORGED_PATHS = ["{secret}", "../../../../../../../..{secret}", "file://{secret}", "/proc/self/environ", "\\\\?{secret}"]
+SHAPES: list[Callable[[dict[str, Any]], Any]] = [
+    lambda file: file,
+    lambda file: [file],
+    lambda file: {"value": file},
+    lambda file: {"a": [{"b": file}]},
+    lambda file: [[file, "caption"]],
+]
+
+
+def test_no_form_of_a_forged_file_reaches_a_handler_the_cache_or_another_server(secret: Path) -> None:
+    """Routes, forms and paths, on a page that takes files: ours takes none, and is to stay safe if it ever did."""
+    taken: list[object] = []
+    app = FastAPI()
+    mount_blocks(app, in_event_loop(lambda: taking_files(taken)))
+    with canary() as (url, hits), TestClient(app, raise_server_exceptions=False) as client:
+        files = [{**forged(secret), "path": path.format(secret=secret), "url": f"{url}/x"} for path in FORGED_PATHS]
+        files += [{**forged(secret), "path": f"{url}/x.wav"}, {**forged(secret), "path": "", "url": f"{url}/x.wav"}]
+        for event, file, shape in itertools.product(events(client), files, SHAPES):
+            body = {"fn_index": event["id"], "data": [shape(file)], "session_hash": "forged"}
+            for route in ("run/predict", "queue/join"):
+                assert "only the server" not in client.post(f"/gradio_api/{route}", json=body).text
+        client.get("/gradio_api/queue/data", params={"session_hash": "forged"})
+        assert hits == []
+    assert taken == []
+    assert not copied(secret)
+
+
+def taking_files(taken: list[object]) -> gr.Blocks:
+    demo: gr.Blocks
+    with gr.Blocks(analytics_enabled=False) as demo:
+        for component in (gr.Audio(type="filepath"), gr.File()):
+            component.upload(taken.append, component, None, queue=False)
+    return demo
+
+
+@contextlib.contextmanager
+def canary() -> Iterator[tuple[str, list[str]]]:
+    """A server on loopback that nobody has a reason to ask, and what it was asked for."""
+    hits: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            hits.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, format: str, *args: object) -> None:
+            return
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", hits
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.mark.parametrize(

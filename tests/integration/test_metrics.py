@@ -21,6 +21,7 @@ from api.readiness import Readiness
 from api.recent_turns import MAX_SESSIONS, RecentTurns, percentile
 from api.talk_log import log_event
 from pipeline import events
+from pipeline.engines.lanes import Ran, Spoke, Waited
 from pipeline.errors import EngineFailed, EngineTimeout
 from pipeline.records import TurnRecord
 from pipeline.session import Session
@@ -112,6 +113,17 @@ async def test_a_turn_observes_every_stage_once(metrics: Metrics) -> None:
     assert value(metrics, "turns_total", outcome="completed") == 1
     assert value(metrics, "turns_total", outcome="failed") == 0
     assert value(metrics, "barge_in_stop_seconds_count") == 0
+
+
+def test_a_turn_observes_the_waits_of_its_jobs_and_the_pace_of_its_pieces(metrics: Metrics) -> None:
+    record = TurnRecord(1)
+    for work in (Waited("voice", 0.5), Ran("voice", 0.6), Spoke(0.6, 2.0), Waited("voice", 0.0), Spoke(3.0, 2.0)):
+        record.note_work(work)
+    listen(metrics, events.TurnDone(at_s=0.0, turn_id=1, record=record))
+    assert value(metrics, "queue_wait_seconds_count", lane="voice") == 2
+    assert value(metrics, "queue_wait_seconds_sum", lane="voice") == 0.5
+    assert value(metrics, "tts_rtf_sum") == pytest.approx(0.3 + 1.5)
+    assert value(metrics, "tts_rtf_bucket", le="1.0") == 1
 
 
 @pytest.mark.looptime(noop_cycles=2)

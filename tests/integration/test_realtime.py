@@ -14,7 +14,7 @@ import pytest
 import websockets
 from openai import AsyncOpenAI
 
-from pipeline.session import ReplyOptions
+from pipeline.options import ReplyOptions
 from tests.support.client import Client, connected
 from tests.support.live_server import Live, live_server, scripted_settings
 from tests.support.scripted import ScriptedAsr, ScriptedLlm, ScriptedTts
@@ -360,7 +360,7 @@ async def test_a_client_that_answers_no_ping_is_let_go() -> None:
 
 
 async def test_a_browser_needs_its_own_origin_and_a_token_that_works_once(live: Live) -> None:
-    token = live.server.mint_page_token()
+    token = await live.ticket()
     for protocols, origin in [
         ([*PAGE, f"voicepod.token.{token}"], "http://evil.example"),
         ([*PAGE, "voicepod.token.wrong"], live.http),
@@ -438,7 +438,7 @@ async def test_a_session_resumed_by_an_event_keeps_its_seat_and_its_socket(live:
         await client.until("session.created", n=2)
         await client.send("voicepod.ping", t=1)
         await client.until("voicepod.pong")
-        seat = live.server.registry.find(token)
+        seat = live.server.registry.find(token, "local")
         assert seat is not None
         assert seat.connection is not None
         assert seat.left_at_s is None

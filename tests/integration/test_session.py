@@ -7,7 +7,7 @@ import pytest
 from pipeline import events
 from pipeline.conversation import Item
 from pipeline.errors import EngineFailed, InvalidInput, NotFound
-from pipeline.session import ReplyOptions
+from pipeline.options import ReplyOptions
 from tests.support.talk import Talk
 
 pytestmark = pytest.mark.looptime(noop_cycles=2)

@@ -14,8 +14,7 @@ from pipeline.audio import AudioChunk
 from pipeline.conversation import Item
 from pipeline.engines.base import Message, SpeechChunk, SpeechPiece, Transcript, Voice
 from pipeline.errors import EngineFailed, InvalidInput
-from pipeline.options import TurnDetection
-from pipeline.session import ReplyOptions
+from pipeline.options import ReplyOptions, TurnDetection
 from tests.support.scripted import SECONDS_PER_CHAR, TTS_RATE, ScriptedAsr, ScriptedLlm, ScriptedTts
 from tests.support.talk import IN_RATE, Talk
 

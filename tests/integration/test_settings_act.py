@@ -82,7 +82,7 @@ async def test_websocket_enabled_acts(enabled: bool, status: int) -> None:
 )
 async def test_cors_enabled_lets_in_allowed_origins_alone(network: dict[str, Any], status: int) -> None:
     async with live_server(scripted_settings(network=network)) as live:
-        protocols = ["voicepod.v1", f"voicepod.token.{live.server.mint_page_token()}"]
+        protocols = ["voicepod.v1", f"voicepod.token.{await live.ticket()}"]
         assert await handshake(live, protocols=protocols, origin=FOREIGN) == status
         assert await handshake(live, protocols=["voicepod.v1"], origin=FOREIGN) == 403  # never without a token
 
@@ -105,7 +105,7 @@ async def test_without_preload_models_the_first_to_ask_loads_them(first_to_ask: 
         assert await handshake(live, origin=FOREIGN) == 403  # a stranger does not count
         assert await status_of(live, "/health/ready") == 503
         if first_to_ask == "page":
-            await asyncio.to_thread(live.server.mint_page_token)  # as Gradio does
+            await live.ticket()
         else:
             async with connected(live.url) as early:
                 assert (await early.until("error"))["error"]["code"] == "engine_not_ready"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,31 @@ ARGS = (
     "--use-fake-device-for-media-stream",
 )
 MIC_RATE = 48_000
+# A device that says what a test gives it, when the test does: an answer takes as long as it takes, and a question that
+# came out of a file would fall into it. It stands below getUserMedia; everything above is the page's own.
+MICROPHONE = """
+navigator.mediaDevices.getUserMedia = async () => {
+  const context = new AudioContext();
+  const microphone = new MediaStreamAudioDestinationNode(context);
+  new ConstantSourceNode(context, { offset: 0 }).connect(microphone);
+  window.speak = async (base64) => {
+    const file = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+    const voice = new AudioBufferSourceNode(context, { buffer: await context.decodeAudioData(file.buffer) });
+    voice.connect(microphone);
+    voice.start();
+  };
+  return microphone.stream;
+};
+"""
+WATCH_CAPTIONS = """
+(voice) => {
+  window.captions = [];
+  new MutationObserver(() => {
+    const words = [...voice.root.querySelectorAll(".message.assistant .words")].at(-1)?.textContent;
+    if (words && words !== window.captions.at(-1)?.[0]) window.captions.push([words, voice.player.position.played]);
+  }).observe(voice.$("chat"), { childList: true, subtree: true, characterData: true });
+}
+"""
 # The plot's library says this at every start; it has no meaning for the page.
 HARMLESS = ("Vega-Lite",)
 
@@ -55,9 +81,11 @@ def write_microphone(path: Path, clips: Sequence[tuple[Path, float]], *, lead_in
 class VoicePage:
     """One open page: what a person sees and presses, and what went wrong meanwhile."""
 
-    def __init__(self, context: BrowserContext, url: str) -> None:
+    def __init__(self, context: BrowserContext, url: str, *, microphone: bool = False) -> None:
         self.context = context
         self.url = url
+        if microphone:
+            context.add_init_script(MICROPHONE)
         self.page: Page = context.new_page()
         self.page.set_default_timeout(20_000)
         self.problems: list[str] = []
@@ -91,8 +119,16 @@ class VoicePage:
         self.page.locator(either).wait_for()
 
     @property
-    def state_words(self) -> str:
-        return self.page.locator("#state").inner_text()
+    def state_words(self) -> Locator:
+        return self.page.locator("#state")
+
+    def watch_captions(self) -> None:
+        """Note each text of a reply from now on, with the samples that were heard when it came to stand there."""
+        self.inside("(" + WATCH_CAPTIONS + ")(voice)")
+
+    def captions(self) -> list[tuple[str, int]]:
+        """(words, samples heard) of each text that a reply had since `watch_captions`."""
+        return [(str(words), int(heard)) for words, heard in self.page.evaluate("() => window.captions")]
 
     def messages(self) -> list[tuple[str, str]]:
         """(who, words) of each message in the chat."""
@@ -102,6 +138,10 @@ class VoicePage:
     def type(self, text: str) -> None:
         self.page.get_by_role("textbox", name="Message").fill(text)
         self.page.keyboard.press("Enter")
+
+    def speak(self, clip: Path) -> None:
+        """Begin to say this sound file into the `microphone` of the page, which must be open."""
+        self.page.evaluate("(file) => window.speak(file)", base64.b64encode(clip.read_bytes()).decode())
 
     def open_settings(self) -> None:
         if self.page.locator("#settings").get_attribute("open") is None:

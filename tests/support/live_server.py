@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import httpx
 import uvicorn
 
 from api.application import Server
@@ -34,6 +37,12 @@ class Live:
     def http(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    async def ticket(self) -> str:
+        """A one-time ticket for a page's socket, as the page asks for it."""
+        async with httpx.AsyncClient() as http:
+            answer = await http.post(f"{self.http}/api/ticket", headers={"Origin": self.http})
+            return str(answer.json()["ticket"])
+
 
 class _Quiet(uvicorn.Server):
     """Leaves the signals of the test run alone."""
@@ -44,8 +53,8 @@ class _Quiet(uvicorn.Server):
 
 
 def scripted_settings(**sections: dict[str, Any]) -> Settings:
-    """Settings for scripted engines; `sections` replaces single keys."""
-    return Settings.model_validate({"tts": {"voice": "anna"}, **sections})
+    """Settings for scripted engines, open to everybody on loopback; `sections` replaces single keys."""
+    return Settings.model_validate({"tts": {"voice": "anna"}, "access": {"mode": "open"}, **sections})
 
 
 @contextlib.asynccontextmanager
@@ -59,6 +68,10 @@ async def live_server(
 ) -> AsyncIterator[Live]:
     """Serve until the block ends; the engines answer much faster than real ones."""
     settings = settings or scripted_settings()
+    folder = contextlib.ExitStack()
+    if "dir" not in settings.storage.model_fields_set:  # each server has a directory of its own
+        data = Path(folder.enter_context(tempfile.TemporaryDirectory(prefix="voicepod-test-")))
+        settings = settings.model_copy(update={"storage": settings.storage.model_copy(update={"dir": data})})
     asr = asr or ScriptedAsr(delay_s=0.02)
     llm = llm or ScriptedLlm(first_token_s=0.02, token_s=0.002)
     tts = tts or ScriptedTts(first_audio_s=0.02, real_time_factor=0.05)
@@ -88,3 +101,4 @@ async def live_server(
     finally:
         http.should_exit = True
         await serving
+        folder.close()

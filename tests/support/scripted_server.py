@@ -259,6 +259,7 @@ class ScriptedServer:
         self.tokens: set[str] = set()
         self.app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         self.app.add_api_route("/health/startup", self._startup)
+        self.app.add_api_route("/api/ticket", self._ticket, methods=["POST"])
         self.app.add_api_websocket_route("/v1/realtime", self._realtime)
         self.demo = ui.mount(self.app, self._page())
 
@@ -280,7 +281,6 @@ class ScriptedServer:
 
     def _page(self) -> ui.PageContext:
         return ui.PageContext(
-            mint_token=self._mint,
             metrics=lambda: {
                 "cpu_percent": 37.0,
                 "memory_used_bytes": 3 * 1024**3,
@@ -294,10 +294,10 @@ class ScriptedServer:
             personas=PERSONAS,
         )
 
-    def _mint(self) -> str:
-        token = secrets.token_urlsafe(16)
-        self.tokens.add(token)
-        return token
+    async def _ticket(self) -> dict[str, str]:
+        ticket = secrets.token_urlsafe(16)
+        self.tokens.add(ticket)
+        return {"ticket": ticket}
 
     def _figures(self, session_id: str) -> dict[str, Any] | None:
         for talk in self.talks:

@@ -21,9 +21,8 @@ import pytest
 from tests.support.tiny_model import closed_port
 
 ROOT = Path(__file__).resolve().parents[2]
-START_S = 120.0
-# Short replies: the tests wait for them.
-OPTIONS = ("--set", "llm.max_tokens=48", "--set", "llm.system_prompt=Answer in one or two short sentences.")
+START_S = 180.0  # only a fault takes so long; the machine may be busy
+LOOK_S = 0.2
 # Dies as a program does that the system kills, for as long as the file is there.
 DYING_PROGRAM = """#!/bin/sh
 [ -e '{flag}' ] && kill -KILL $$
@@ -32,14 +31,15 @@ exec '{program}' "$@"
 
 
 class ServerProcess:
-    """`python app.py`; its temporary directory is its own, its espeak-ng dies while `espeak_dies` exists."""
+    """`python app.py --profile cpu`; its temporary directory is its own, its espeak-ng dies while `espeak_dies` is."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         self.port = closed_port()
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
         self.espeak_dies = folder / "espeak-dies"
         self._output, self._errors = folder / "output", folder / "errors"
+        self._http = httpx.Client(timeout=5, verify=False)  # no TLS here, and no certificates to read
         programs = folder / "bin"
         programs.mkdir()
         shim = programs / "espeak-ng"
@@ -50,10 +50,12 @@ class ServerProcess:
             "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
             "TMPDIR": str(self.temporary),
             "PYTHONPATH": str(ROOT),
+            "VOICEPOD_DATA": str(folder / "data"),
+            "VOICEPOD__ACCESS__MODE": "open",
         }
         with self._output.open("wb") as output, self._errors.open("wb") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "app.py"), "--port", str(self.port), *OPTIONS],
+                [sys.executable, str(ROOT / "app.py"), "--profile", "cpu", "--port", str(self.port), *options],
                 cwd=folder,
                 env=environ,
                 stdout=output,
@@ -64,6 +66,10 @@ class ServerProcess:
     @property
     def url(self) -> str:
         return f"ws://127.0.0.1:{self.port}/v1/realtime?model=voicepod"
+
+    @property
+    def page(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
 
     @property
     def output(self) -> str:
@@ -81,13 +87,23 @@ class ServerProcess:
     def ask(self, path: str) -> httpx.Response | None:
         """None while nobody listens."""
         with contextlib.suppress(httpx.TransportError):
-            return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=5)
+            return self._http.get(f"{self.page}{path}")
         return None
 
     def engines(self) -> dict[str, Any]:
         """Kind of engine -> how far it is."""
         answer = self.ask("/health/startup")
         return {engine["kind"]: engine["state"] for engine in answer.json()["engines"]} if answer else {}
+
+    def until_live(self) -> ServerProcess:
+        """Wait until it answers, with or without models."""
+        self._wait(lambda: self.ask("/health/live") is not None)
+        return self
+
+    def until_it_says(self, words: str) -> ServerProcess:
+        """Wait for these words on its output."""
+        self._wait(lambda: words in self.output)
+        return self
 
     def until_ready(self) -> ServerProcess:
         """Wait for the models; a machine without them skips, unless it is meant to have them."""
@@ -107,7 +123,7 @@ class ServerProcess:
                 pytest.skip("needs the models: " + self.errors.strip())
             assert self.process.poll() is None, self.output + self.errors
             assert time.monotonic() < deadline_s, self.output + self.errors
-            time.sleep(0.05)
+            time.sleep(LOOK_S)
 
     def relatives(self) -> list[int]:
         """The processes that it started and that live, itself included."""
@@ -120,23 +136,24 @@ class ServerProcess:
 
     def kill(self) -> None:
         """The end, if it has not come yet."""
+        self._http.close()
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(10)
 
 
 class ServerProcesses:
-    """One server for all tests of a module, and a new one after a test that stopped it."""
+    """One server for all tests of a run, and a new one after a test that stopped it."""
 
     def __init__(self) -> None:
         self._folders: list[Path] = []
         self._all: list[ServerProcess] = []
 
-    def start(self) -> ServerProcess:
+    def start(self, *options: str) -> ServerProcess:
         """A new one; a short folder, because the path of a UNIX socket has 107 characters at most."""
         folder = Path(tempfile.mkdtemp(prefix="voicepod-test-"))
         self._folders.append(folder)
-        self._all.append(ServerProcess(folder))
+        self._all.append(ServerProcess(folder, *options))
         return self._all[-1]
 
     def ready(self) -> ServerProcess:

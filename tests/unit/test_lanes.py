@@ -2,12 +2,24 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 
 import pytest
 
-from pipeline.engines.lanes import FIRST_AUDIO, LATER_AUDIO, SPECULATION, Lane, Stop, job_priority
+from pipeline.engines.lanes import (
+    FIRST_AUDIO,
+    LATER_AUDIO,
+    SPECULATION,
+    Lane,
+    Ran,
+    Stop,
+    Waited,
+    Work,
+    job_priority,
+    work_told,
+)
 from pipeline.errors import EngineNotReady
 
 WAIT_S = 5.0
@@ -286,3 +298,37 @@ async def test_closing_gives_up_on_a_step_that_does_not_end() -> None:
     step.may_end.set()
     with pytest.raises(EngineNotReady):
         await asyncio.wait_for(caller, WAIT_S)
+
+
+async def test_the_turn_is_told_how_long_its_job_waited_and_worked(lane: Lane) -> None:
+    first, second = Step(), Step()
+    told: list[Work] = []
+    holding = asyncio.create_task(lane.run(first))
+    await begun(first)
+    work_told.set(told.append)
+    submitted_s = time.monotonic()
+    waiting = asyncio.create_task(lane.run(second))
+    await ticks(lambda: lane.n_waiting == 1)
+    assert told == []
+    held_s = time.monotonic() - submitted_s
+    first.may_end.set()
+    await begun(second)
+    begun_s = time.monotonic()
+    await ticks(lambda: told != [])
+    working_s = time.monotonic() - begun_s
+    second.may_end.set()
+    await asyncio.gather(holding, waiting)
+    waited, ran = told
+    assert isinstance(waited, Waited)
+    assert isinstance(ran, Ran)
+    assert (waited.lane, ran.lane) == ("test", "test")
+    assert held_s <= waited.seconds <= time.monotonic() - submitted_s
+    assert working_s <= ran.seconds <= time.monotonic() - submitted_s
+
+
+async def test_the_turn_is_told_how_long_its_stream_waited(lane: Lane) -> None:
+    told: list[Work] = []
+    work_told.set(told.append)
+    assert [item async for item in lane.stream(lambda stop: iter([1, 2]))] == [1, 2]
+    (waited,) = told
+    assert isinstance(waited, Waited)

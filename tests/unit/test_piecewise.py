@@ -5,6 +5,7 @@ import pytest
 
 from pipeline.audio import AudioChunk
 from pipeline.engines.base import SpeechPiece
+from pipeline.engines.lanes import Lane, Ran, Spoke, Waited, Work, work_told
 from pipeline.engines.piecewise import one_ahead
 from pipeline.engines.tts_kokoro import cut, readable_name
 
@@ -126,3 +127,19 @@ def test_long_phonemes_are_cut_after_sentences_then_clauses_then_words() -> None
 def test_voices_have_readable_names() -> None:
     assert readable_name("af_heart") == "Heart (American, female)"
     assert readable_name("bm_george") == "George (British, male)"
+
+
+async def test_the_turn_is_told_what_each_audible_piece_took_to_compute() -> None:
+    recorder, lane = Recorder(2, 0, 1), Lane("voice", 1, stage="tts")
+    told: list[Work] = []
+
+    async def speak(piece: SpeechPiece) -> Sequence[AudioChunk]:
+        return await lane.run(lambda stop: [AudioChunk.silence(0.1, RATE)] * recorder.n_chunks[piece.index])
+
+    work_told.set(told.append)
+    async for _ in one_ahead(recorder.pieces(), speak, sample_rate=RATE):
+        pass
+    await lane.close()
+    assert [type(work) for work in told] == [Waited, Ran, Spoke, Waited, Ran, Waited, Ran, Spoke]
+    ran = [work.seconds for work in told if isinstance(work, Ran)]
+    assert [work for work in told if isinstance(work, Spoke)] == [Spoke(ran[0], 0.2), Spoke(ran[2], 0.1)]

@@ -24,7 +24,7 @@ CANARY = "canary-3f9a"
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in (*VARIABLES, *LIBRARY_VARIABLES, "VOICEPOD_CACHE"):
+    for name in (*VARIABLES, *LIBRARY_VARIABLES, "VOICEPOD_CACHE", "VOICEPOD_DATA", "RUNPOD_POD_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
 
@@ -49,7 +49,7 @@ def value_of(settings: Settings, key: str) -> Any:
 
 
 def test_defaults_are_the_documented_ones() -> None:
-    settings = load().settings
+    settings = load("--host", "127.0.0.1").settings
     assert settings == Settings()
     assert (settings.network.host, settings.network.port, settings.network.max_sockets) == ("127.0.0.1", 7860, 100)
     assert (settings.tts.engine, settings.tts.voice) == ("kokoro", "af_heart")
@@ -204,10 +204,18 @@ def test_origins_are_exact_and_a_star_is_refused(origin: str) -> None:
     assert any("lets nobody in" in notice for notice in load("--set", "network.cors_enabled=true").notices)
 
 
+@pytest.mark.parametrize("profile", PROFILE_FILES)
+def test_without_a_host_keys_mode_listens_everywhere_and_open_mode_on_loopback(profile: str) -> None:
+    loaded = load_settings(["--profile", profile], {})
+    assert (loaded.settings.access.mode, loaded.settings.network.host) == ("keys", "0.0.0.0")
+    assert loaded.sources["network.host"] == "access.mode keys"
+    opened = load_settings(["--profile", profile, "--set", "access.mode=open"], {})
+    assert opened.settings.network.host == "127.0.0.1"
+    assert not opened.notices
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
-def test_only_a_host_that_was_asked_for_leaves_loopback(host: str) -> None:
-    for profile in PROFILE_FILES:
-        assert load_settings(["--profile", profile], {}).settings.network.host == "127.0.0.1"
+def test_a_host_that_was_asked_for_acts_and_open_mode_says_what_that_means(host: str) -> None:
     for loaded in (
         load("--host", host),
         load(environ={"GRADIO_SERVER_NAME": host}),
@@ -215,7 +223,35 @@ def test_only_a_host_that_was_asked_for_leaves_loopback(host: str) -> None:
         load(document={"network": {"host": host}}),
     ):
         assert loaded.settings.network.host == host
-        assert any("everyone who can reach this port" in notice for notice in loaded.notices)
+        assert not loaded.notices
+    opened = load("--host", host, "--set", "access.mode=open")
+    assert opened.settings.network.host == host
+    assert any("everyone who can reach this port" in notice for notice in opened.notices)
+    assert load("--host", "127.0.0.1").settings.network.host == "127.0.0.1"
+
+
+POD = {"RUNPOD_POD_ID": "abc123"}
+
+
+def test_on_a_pod_open_mode_must_be_forced_and_limits_stay_on() -> None:
+    assert load("--set", "access.mode=open").settings.access.mode == "open"
+    assert "access.force_open" in refused("--set", "access.mode=open", environ=POD)
+    forced = load("--set", "access.mode=open", "--set", "access.force_open=true", environ=POD)
+    assert forced.settings.access.mode == "open"
+    assert not load("--set", "security.rate_limiting=false").settings.security.rate_limiting
+    assert "cannot be switched off" in refused("--set", "security.rate_limiting=false", environ=POD)
+
+
+def test_on_a_pod_links_name_its_public_address_and_data_lies_on_the_volume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load(environ=POD).settings.access.public_url == "https://abc123-7860.proxy.runpod.net"
+    own = load("--set", "access.public_url=https://talk.example", environ=POD)
+    assert own.settings.access.public_url == "https://talk.example"
+    monkeypatch.setattr("settings_sources.POD_VOLUME", tmp_path)
+    assert load(environ=POD).settings.storage.dir == tmp_path / "voicepod"
+    assert load(environ={**POD, "VOICEPOD_DATA": "/data"}).settings.storage.dir == Path("/data")
+    assert load().settings.storage.dir != tmp_path / "voicepod"
 
 
 def test_the_file_is_the_named_one_then_the_operators_then_the_profiles() -> None:

@@ -192,7 +192,7 @@ def test_closing_ends_running_streams_and_refuses_new_ones(checkpoint: Path) -> 
     with pytest.raises(EngineClosedError):
         engine.open()
     engine.close()
-    assert "firered" not in {thread.name for thread in threading.enumerate()}
+    assert not engine._thread.is_alive()
 
 
 def test_a_failing_device_ends_all_streams_with_a_typed_error(

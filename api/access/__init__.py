@@ -1,0 +1,1 @@
+"""Who may use which door: keys, browser sessions, tickets, scopes."""

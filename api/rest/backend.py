@@ -1,0 +1,101 @@
+"""What the HTTP routes work with: the engines, when they may be used, and in whose voice."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, replace
+from typing import Final, TypeVar
+
+from api.access.limits import Limiter
+from api.registry import Registry
+from api.rest.jobs import Jobs
+from pipeline.engines.base import Engines, Voice
+from pipeline.errors import Busy, InvalidInput
+from pipeline.sentences import PieceSplitter
+from pipeline.turn import Waits
+from settings import Settings
+
+T = TypeVar("T")
+
+# Loading takes seconds to a minute, a generation seconds: who comes back after this time meets something new.
+RETRY_LOADING_S, RETRY_BUSY_S = 5.0, 3.0
+
+# Names of OpenAI's voices, which tools send unasked. Where the engine has no voice of that name, they stand for the
+# server's own.
+OPENAI_VOICES: Final = frozenset(
+    ("alloy", "ash", "ballad", "cedar", "coral", "echo", "fable", "marin", "nova", "onyx", "sage", "shimmer", "verse")
+)
+
+
+class Slots:
+    """How many requests may use the engines at once; the next one is told to come back."""
+
+    def __init__(self, n_slots: int) -> None:
+        self.n_slots = n_slots
+        self.n_taken = 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Hold a slot; `Busy` when none is free."""
+        if self.n_taken >= self.n_slots:
+            raise Busy(f"{self.n_slots} requests are being served; please try again", retry_after_s=RETRY_BUSY_S)
+        self.n_taken += 1
+        try:
+            yield
+        finally:
+            self.n_taken -= 1
+
+    async def held(self, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+        """The same items, with a slot from the first one on until the stream is closed."""
+        with self.one():
+            async with aclosing(items):
+                async for item in items:
+                    yield item
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One for the server. `why_not_ready` is empty when engines may be used; asking makes them load."""
+
+    settings: Settings
+    engines: Engines
+    registry: Registry
+    limiter: Limiter
+    slots: Slots
+    jobs: Jobs
+    why_not_ready: Callable[[], str]
+    default_voice: Callable[[], str]
+
+    def check_ready(self) -> None:
+        """`Busy` while the engines load or the server drains."""
+        if reason := self.why_not_ready():
+            raise Busy(reason, retry_after_s=RETRY_LOADING_S)
+
+    @property
+    def waits(self) -> Waits:
+        """How long each stage may take."""
+        return Waits.from_settings(self.settings.turn)
+
+    @property
+    def max_upload_bytes(self) -> int:
+        """Largest file that is taken."""
+        return int(self.settings.security.max_upload_size_mb * 1_000_000)
+
+    def splitter(self, voice: Voice) -> PieceSplitter:
+        """Cuts a text for this voice as a turn does."""
+        turn = self.settings.turn
+        return PieceSplitter(
+            language=voice.language,
+            first_clause_min_chars=turn.first_clause_min_chars,
+            piece_max_chars=turn.piece_max_chars,
+        )
+
+    def voice(self, wanted: str | None, *, speed: float = 1.0, seed: int | None = None) -> Voice:
+        """The voice of this id; the server's own for None and for OpenAI's names. `InvalidInput` for others."""
+        voices = {voice.id: voice for voice in self.engines.tts.info.voices}
+        if wanted is None or (wanted not in voices and wanted in OPENAI_VOICES):
+            wanted = self.default_voice()
+        if wanted not in voices:
+            raise InvalidInput("this voice does not exist", code="voice_not_found", param="voice")
+        return replace(voices[wanted], speed=speed, seed=seed)

@@ -1,0 +1,36 @@
+"""What the user says in one turn, from its onset until its words stand in the history."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass, field
+
+from pipeline.options import ReplyOptions
+from pipeline.records import TurnRecord
+from pipeline.response import Response
+
+
+@dataclass(slots=True, eq=False)
+class Utterance:
+    """Speech that is heard, waits to be transcribed, or was. The session decides what becomes of it."""
+
+    item_id: str
+    record: TurnRecord
+    onset_s: float = 0.0  # audio time
+    onset_at_s: float = math.inf  # the same on the session clock; a committed buffer has no onset
+    wants_reply: bool = False
+    requested: bool = False  # the client asked for the reply itself
+    said: bool = False  # words were heard
+    superseded: bool = False  # the user went on before its reply began: the later utterance answers both
+    overtook: list[Utterance] = field(default_factory=list)  # those that it superseded
+    cut: Response | None = None  # the response that it interrupted
+    asked: ReplyOptions | None = None  # what the client asked of its reply
+    transcribed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def all_overtaken(self) -> list[Utterance]:
+        """What the user said before, that waits for the answer to this one; newest first."""
+        found: list[Utterance] = []
+        for other in reversed(self.overtook):
+            found += [other, *other.all_overtaken()]
+        return found

@@ -1,0 +1,79 @@
+"""The way into a closed server with a browser: the set-up link, a talk, and out again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.support.browser import VoicePage
+from tests.support.closed_server import Closed, closed_server
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting'")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Closed]:
+    with closed_server() as running:
+        yield running
+
+
+@pytest.fixture
+def page(silent_browser: Browser, server: Closed) -> Iterator[VoicePage]:
+    context = silent_browser.new_context(viewport={"width": 1280, "height": 860})
+    page = VoicePage(context, server.url)
+    yield page
+    context.close()
+    assert page.elsewhere == []
+
+
+def test_the_setup_link_leads_to_a_talk_and_logging_out_ends_it(page: VoicePage, server: Closed) -> None:
+    server.llm.replies = ["Welcome to your server."]
+    page.page.goto(server.url)
+    expect(page.page).to_have_url(f"{server.url}/login")
+    page.page.goto(server.link.replace("localhost:7860", f"127.0.0.1:{server.port}"))
+    expect(page.page.get_by_role("heading", name="This server is yours")).to_be_visible()
+    expect(page.page.get_by_text("scripts.keys create")).to_be_visible()
+    assert server.token not in page.page.url  # nor in the history
+    assert page.page.evaluate("document.cookie") == ""
+    page.page.get_by_role("link", name="Talk").click()
+    page.page.locator("[data-ready=true]").wait_for(state="attached")
+    page.button("Start").click()
+    page.wait_for_state("listening")
+    page.type("Hello")
+    page.page.get_by_text("Welcome to your server.").wait_for()
+    page.wait_inside("voice.player.position.played > 0")  # the worklets run under the page's policy
+    page.wait_inside("voice.mic !== null")
+    assert page.problems == []  # no script and no socket was blocked
+    page.button("Log out").click()
+    expect(page.page).to_have_url(f"{server.url}/login")
+    page.page.goto(server.url)
+    expect(page.page).to_have_url(f"{server.url}/login")
+
+
+def test_an_api_key_pasted_into_the_form_logs_in_and_a_wrong_one_is_told(page: VoicePage, server: Closed) -> None:
+    command = [sys.executable, "-m", "scripts.keys", "--data", str(server.directory), "create", "--name", "phone"]
+    key = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    page.page.goto(f"{server.url}/login")
+    field = page.page.get_by_label("API key or link")
+    field.fill(key[:-1])
+    page.button("Log in").click()
+    expect(page.page.get_by_role("alert")).to_have_text("this is neither an API key nor a link of this server")
+    field.fill(key)
+    page.button("Log in").click()
+    page.page.locator("[data-ready=true]").wait_for(state="attached")
+
+
+def test_a_page_whose_login_has_ended_goes_to_the_login_page(page: VoicePage, server: Closed) -> None:
+    command = [sys.executable, "-m", "scripts.keys", "--data", str(server.directory), "login-link"]
+    link = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    page.page.goto(f"{server.url}/login#{link.partition('#')[2]}")
+    page.page.locator("[data-ready=true]").wait_for(state="attached")
+    page.context.clear_cookies()
+    page.button("Start").click()
+    expect(page.page).to_have_url(f"{server.url}/login")

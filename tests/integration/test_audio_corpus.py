@@ -1,0 +1,134 @@
+"""All files of the corpus through the one decoder: what each gives, what they cost together, and what they reach."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.audio_corpus import HZ, VICTIM_HZ, Case, Good, corpus, file_of, tone
+
+ROOT = Path(__file__).parents[2]
+MAX_GROWTH_BYTES = 100 * 2**20
+
+
+@dataclass(frozen=True)
+class Run:
+    cases: dict[str, Case]
+    results: dict[str, dict[str, Any]]
+    cost: dict[str, int]
+    visits: list[str]
+    canary: str
+    victim: Path
+    places: tuple[Path, ...]
+
+
+@pytest.fixture(scope="module")
+def canary() -> Iterator[tuple[str, list[str]]]:
+    """The address of a server on this machine, and what it was asked for."""
+    visits: list[str] = []
+
+    class Canary(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            visits.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Canary) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", visits
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, canary: tuple[str, list[str]]) -> Run:
+    folder, work, temporary = (tmp_path_factory.mktemp(name) for name in ("files", "work", "temporary"))
+    victim = tmp_path_factory.mktemp("another-user") / "victim.wav"
+    victim.write_bytes(file_of(tone(hz=VICTIM_HZ)))
+    address, visits = canary
+    cases = corpus(victim, address)
+    for name, case in cases.items():
+        (folder / name).write_bytes(case.data)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.audio_corpus", str(folder)],
+        cwd=work,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=200,
+    )
+    cost = json.loads(done.stdout)
+    return Run(cases, cost.pop("results"), cost, list(visits), address, victim, (work, temporary))
+
+
+def is_right(case: Case, result: dict[str, Any]) -> bool:
+    if isinstance(case, Good):
+        return bool(abs(result.get("seconds", 0) - case.seconds) < 0.1 and abs(result["hz"] - HZ) < 3)
+    return result.get("code") in case.codes
+
+
+def test_each_of_many_files_is_accepted_or_refused_for_the_right_reason(run: Run) -> None:
+    hostile = [case for case in run.cases.values() if not isinstance(case, Good)]
+    assert len(hostile) >= 60
+    assert {name: run.results[name] for name, case in run.cases.items() if not is_right(case, run.results[name])} == {}
+
+
+def test_every_refusal_is_typed_and_has_words_for_people(run: Run) -> None:
+    refused = [result for result in run.results.values() if "error" in result]
+    assert {result["error"] for result in refused} == {"InvalidInput"}
+    assert not [result for result in refused if "/" in result["message"] or len(result["message"]) < 20]
+
+
+def test_all_of_it_stays_small_and_leaves_nothing_behind(run: Run) -> None:
+    assert run.cost["growth_bytes"] < MAX_GROWTH_BYTES
+    assert run.cost["child_bytes"] < MAX_GROWTH_BYTES
+    assert run.cost["children_left"] == 0
+    assert run.cost["files_left"] == 0
+    assert [list(place.iterdir()) for place in run.places] == [[], []]
+
+
+def test_no_file_fetches_an_address_or_plays_another_file(run: Run) -> None:
+    assert run.visits == []
+    assert [name for name, result in run.results.items() if abs(result.get("hz", 0) - VICTIM_HZ) < 100] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ffconcat_file", ["-safe", "0"]),
+        ("mov_samples_in_a_file", ["-enable_drefs", "1", "-use_absolute_path", "1"]),
+    ],
+)
+def test_a_decoder_without_these_limits_would_play_another_users_file(
+    name: str, options: list[str], run: Run, tmp_path: Path
+) -> None:
+    opened = decoded_by_path(run.cases[name].data, options, tmp_path)
+    assert len(opened) == 16000 * 2
+
+
+def test_a_decoder_without_these_limits_would_fetch_an_address(
+    run: Run, canary: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    options = ["-safe", "0", "-protocol_whitelist", "file,http,tcp"]
+    decoded_by_path(run.cases["ffconcat_http"].data, options, tmp_path)
+    assert "/a.wav" in canary[1]
+
+
+def decoded_by_path(data: bytes, options: list[str], folder: Path) -> bytes:
+    path = folder / "upload.wav"
+    path.write_bytes(data)
+    command = ["ffmpeg", "-v", "quiet", "-nostdin", *options, "-i", str(path), "-f", "s16le", "pipe:1"]
+    return subprocess.run(command, stdout=subprocess.PIPE, timeout=60).stdout
