@@ -212,6 +212,8 @@ async def test_an_open_server_on_loopback_does_nothing_for_another_sites_page(
     async with doors.client(origin=None) as client:
         answer = await client.post("http://127.0.0.1:7860/scope/admin", headers=headers)
         assert answer.status_code == expected
+        seen = await client.get("http://127.0.0.1:7860/scope/admin", headers=headers)
+        assert seen.status_code == (403 if "Host" in headers else 200)  # a name that is not ours could read it
 
 
 async def test_a_ticket_is_for_one_socket_of_whoever_asked_and_for_a_minute(doors: Doors) -> None:

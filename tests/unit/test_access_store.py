@@ -193,3 +193,14 @@ def test_whoever_edits_the_file_by_other_means_is_found(database: Database, chan
     connection.execute("DROP TRIGGER audit_is_not_deleted")
     connection.execute(change)
     assert audit.first_broken(connection) == number
+
+
+def test_a_record_that_was_rewritten_with_a_hash_of_its_own_breaks_the_chain_behind_it(database: Database) -> None:
+    connection = database.read()
+    connection.execute("DROP TRIGGER audit_is_not_changed")
+    connection.execute("UPDATE audit SET result = 'never happened' WHERE number = 2")
+    (first, second) = audit.records(connection)[:2]
+    (before,) = connection.execute("SELECT chain_sha256 FROM audit WHERE number = ?", (first.number,)).fetchone()
+    forged = audit._link(before, second)
+    connection.execute("UPDATE audit SET chain_sha256 = ? WHERE number = 2", (forged,))
+    assert audit.first_broken(connection) == 3
