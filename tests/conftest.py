@@ -57,6 +57,14 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _gradio_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Gradio copies files to one folder per machine otherwise, and a test would find what another run left there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _event_loop_that_the_runner_restores() -> Iterator[None]:
     """A loop for pytest-asyncio 1.5 to find and restore; the one it would make is never closed, which fails the run."""
     loop = asyncio.new_event_loop()

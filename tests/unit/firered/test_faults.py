@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -248,3 +249,61 @@ def test_a_program_that_ends_while_the_engine_speaks_ends_quietly(checkpoint: Pa
     command = [sys.executable, "-c", _LEAVES_WHILE_SPEAKING, str(checkpoint)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "['MainThread']\n", "")
+
+
+def asleep(engine: FireRedEngine) -> None:
+    """Returns once the engine's thread waits for something to do."""
+    while True:
+        with engine._changed:
+            if engine._changed._waiters:  # type: ignore[attr-defined]
+                return
+        time.sleep(0.001)
+
+
+def test_a_sleeping_engine_hears_of_text_of_its_end_and_of_a_cancel(engine: FireRedEngine) -> None:
+    stream, other = engine.open(FREE), engine.open(FREE)
+    events = iter(stream)
+    asleep(engine)
+    stream.add_text("Yes.")
+    while not isinstance(next(events), PieceEnd):
+        pass
+    asleep(engine)
+    stream.end()
+    assert list(events) == [StreamEnd(cancelled=False)]
+    asleep(engine)
+    other.cancel()
+    assert list(other) == [StreamEnd(cancelled=True)]
+
+
+def test_a_wake_up_between_the_last_look_and_the_sleep_is_not_lost(
+    engine: FireRedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+    stream = engine.open(FREE, lambda event: ended.set() if isinstance(event, StreamEnd) else None)
+    look = engine._scheduler.tick
+
+    def look_and_be_late(now_s: float) -> float | None:
+        idle_s = look(now_s)
+        if idle_s is None and not stream.text_ended:
+            stream.end()  # the caller does this when the engine has looked and does not sleep yet
+        return idle_s
+
+    monkeypatch.setattr(engine._scheduler, "tick", look_and_be_late)
+    stream.add_text("Yes.")
+    assert ended.wait(WAIT_S)
+
+
+def test_a_stream_that_is_opened_while_the_device_fails_is_told(
+    engine: FireRedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late: list[SpeechStream] = []
+
+    def fail(*_: object, **__: object) -> None:
+        late.append(engine.open(FREE))
+        raise RuntimeError("device-side assert")
+
+    monkeypatch.setattr(engine._scheduler._runner, "launch", fail)
+    with pytest.raises(GenerationError):
+        engine.generate("Yes.", FREE)
+    with pytest.raises(GenerationError):
+        list(late[0])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from firered.guards import GuardLimits, RunawayGuard
 from firered.prompt import Rows
 from firered.step_runner import BATCH_BUCKETS, ROW_BUCKETS, TOKEN_BUCKETS, StepRunner
 from firered.stream import PieceEnd, SpeechAudio, SpeechStream, StreamEnd, StreamFailed, StreamOptions
@@ -338,3 +339,31 @@ def test_a_slot_has_room_for_the_end_of_speech_row_and_for_a_frame_under_way(che
     stage.run()
     assert isinstance(stage.events[tight][0], StreamFailed)
     assert stage.ends(fitting)[-1] == StreamEnd(cancelled=False)
+
+
+def test_an_empty_piece_after_a_spoken_one_is_silent(checkpoint: Path) -> None:
+    stage = Stage(checkpoint, ends_every=4)
+    stream = stage.open("Yes.", "No.", options=StreamOptions(max_lead_s=None, seed=1))
+    while not stage.ends(stream):
+        stage.tick()
+    stage.model.ends_every = 1
+    stage.run()
+    assert stage.ends(stream)[1:] == [PieceEnd(1, 0, "end_of_speech"), StreamEnd(cancelled=False)]
+    assert stage.chunks(stream, 1) == []
+
+
+def test_a_frame_goes_to_another_slot_when_as_many_are_active(checkpoint: Path) -> None:
+    stage = Stage(checkpoint, n_slots=2)
+    for active, positions in (([0], [1, 0]), ([1], [1, 1]), ([0, 1], [2, 2]), ([1], [2, 3])):
+        stage.runner.launch(active, n_rows=8, n_tokens=8)
+        assert stage.state.position.tolist() == positions
+
+
+def test_pauses_add_up_to_nothing_and_a_long_phrase_may_be_said_three_times() -> None:
+    loud, silent = np.full(1920, 0.1, np.float32), np.zeros(1920, np.float32)
+    codes = np.random.default_rng(1).integers(0, 2048, 300).tolist()
+    guard = RunawayGuard(375, GuardLimits())
+    sounds = [loud] * 20 + [silent] * 39 + [loud] * 1 + [silent] * 39 + [loud]
+    assert not any(guard.check(code, samples) for code, samples in zip(codes, sounds, strict=False))
+    guard = RunawayGuard(375, GuardLimits())
+    assert not any(guard.check(code, loud) for code in [*codes[:35], *codes[100:125] * 3, *codes[200:240]])
