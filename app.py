@@ -11,6 +11,7 @@ import time
 import structlog
 import uvicorn
 
+import numpy_threads  # noqa: F401 (before numpy)
 import ui
 from api.access import first_start
 from api.application import Server
@@ -56,10 +57,11 @@ def serve(settings: Settings) -> int:
         server.app,
         ui.PageContext(
             metrics=server.page_metrics,
-            session_figures=server.metrics.session_figures,
+            session_figures=server.page_session_figures,
             examples=EXAMPLES,
             personas={**PERSONAS, "Assistant": settings.llm.system_prompt},
             can_log_out=settings.access.mode == "keys",
+            has_socket=settings.network.websocket_enabled,
         ),
         guard=server.guard,
     )
@@ -79,7 +81,8 @@ def serve(settings: Settings) -> int:
             timeout_graceful_shutdown=int(network.shutdown_grace_s),
             server_header=False,
             proxy_headers=False,  # api.access.forwarded believes proxies as far as the settings say
-        )
+        ),
+        before_closing=server.drain,
     )
     scheme = "https" if network.tls_cert else "http"
     log.info("server.starting", url=f"{scheme}://{network.host}:{network.port}")

@@ -19,7 +19,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.config import JsonDict
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
-ACCESS: Final = "access control and REST"
 GPU_POD: Final = "GPU pod"
 SERVERLESS: Final = "F5-TTS serverless worker"
 OPERATIONS: Final = "operations"
@@ -155,7 +154,7 @@ class NetworkSettings(Section):
         "127.0.0.1", "Address to listen on; not set, it is 0.0.0.0 where access.mode is keys.", pattern=_HOST
     )
     port: Count = setting(7860, "TCP port to listen on; 0 takes a free one.", ge=0, le=65535)
-    websocket_enabled: bool = setting(True, "Serve the realtime WebSocket.")
+    websocket_enabled: bool = setting(True, "Serve the realtime WebSocket; without it the page asks by HTTP.")
     cors_enabled: bool = setting(False, "Let pages of allowed_origins use this server.")
     allowed_origins: tuple[Origin, ...] = setting((), "Foreign origins that cors_enabled lets in.")
     tls_cert: FilePath | None = setting(None, "PEM certificate chain; with tls_key the server speaks HTTPS.")
@@ -191,7 +190,7 @@ class SecuritySettings(Section):
     max_requests_per_minute: Count = setting(
         60, "API requests that one key or browser may make in a minute.", ge=1, le=1_000_000
     )
-    max_upload_size_mb: Number = setting(50.0, "Largest request body, in MB (10^6 bytes).", later=ACCESS, gt=0, le=2048)
+    max_upload_size_mb: Number = setting(50.0, "Largest file that is taken, in MB (10^6 bytes).", gt=0, le=2048)
 
 
 class AccessSettings(Section):
@@ -383,7 +382,7 @@ class LlmSettings(Section):
     max_tokens: Count = setting(160, "Longest reply, in tokens.", ge=1, le=4096)
     temperature: Number = setting(0.7, "Randomness of the choice of words; 0 takes the likeliest.", ge=0, le=2)
     context_tokens: Count = setting(4096, "Window of the model, in tokens.", ge=256, le=1_048_576)
-    threads: Count = setting(2, "CPU threads of the engine.", ge=1, le=256)
+    threads: Count = setting(2, "CPU threads that read the prompt; half of them write.", ge=1, le=256)
     history_tokens: Count = setting(2048, "Newest history that is handed over, in tokens.", ge=64, le=1_048_576)
 
     @model_validator(mode="after")
@@ -403,14 +402,21 @@ class TtsSettings(Section):
 
 
 class VoicesSettings(Section):
-    """Cloned voices."""
+    """The operator's voices, and those that users make."""
 
     dir: FilePath = setting(
-        lambda: cache_directory(os.environ) / "voices", "Directory of cloned voices, one .voice file each."
+        lambda: cache_directory(os.environ) / "voices", "Directory of the operator's voices, one .voice file each."
     )
-    max_voices: Count = setting(20, "Voices an owner may keep.", later=ACCESS, ge=0, le=10_000)
-    min_reference_s: Number = setting(3.0, "Shortest reference recording, in seconds.", later=ACCESS, gt=0, le=60)
-    max_reference_s: Number = setting(30.0, "Longest reference recording, in seconds.", later=ACCESS, gt=0, le=300)
+    max_voices: Count = setting(20, "Voices an owner may keep; 0 lets nobody make one.", ge=0, le=10_000)
+    watermark: Literal["cloned", "all", "off"] = setting(
+        "cloned", "Speech that gets the inaudible mark: that of cloned voices, all, or none (off)."
+    )
+    # More adds little to the likeness, and a cloning engine takes a minute at the most.
+    min_reference_s: Number = setting(3.0, "Shortest reference recording, in seconds.", gt=0, le=60)
+    max_reference_s: Number = setting(30.0, "Longest reference recording, in seconds.", gt=0, le=60)
+    phrase_required: bool = setting(False, "Ask for a phrase read aloud by the person whose voice it is.")
+    # Claims for the misuse of a voice end after about three years in most of Europe.
+    consent_days: Number = setting(1095.0, "Days that a consent is kept after its voice is deleted.", ge=0, le=36_500)
 
     @model_validator(mode="after")
     def _ordered(self) -> VoicesSettings:
@@ -423,7 +429,14 @@ class StorageSettings(Section):
     """What is kept: the server's own directory, and the object store of the serverless worker."""
 
     dir: FilePath = setting(
-        lambda: data_directory(os.environ), "Directory of keys, logins and the audit log, readable by its owner only."
+        lambda: data_directory(os.environ),
+        "Directory of keys, logins, users' voices and the audit log, readable by its owner only.",
+    )
+    history_days: Count = setting(
+        30, "Days that the times, outcomes and latencies of talks are kept; 0 keeps none.", ge=0, le=3650
+    )
+    words_days: Count = setting(
+        0, "Days that the words of talks are kept with them; 0, for privacy, stores no word.", ge=0, le=3650
     )
     s3_bucket: str | None = setting(None, "Bucket of models, voices and results.", later=SERVERLESS, pattern=_BUCKET)
     s3_region: str = setting("us-east-1", "Region of the bucket.", later=SERVERLESS, pattern=_NAME)

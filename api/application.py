@@ -13,16 +13,20 @@ from typing import Any
 import structlog
 from fastapi import Depends, FastAPI, WebSocket
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp
 
 from api import errors
 from api.access.access import Access, AsksItself, open_to_all, require
 from api.access.guard import Guard
 from api.access.headers import SecurityHeaders
+from api.access.lasting import EndsWithCredential
 from api.access.login import login_router
-from api.health import health_router
+from api.health import health_router, startup_router
+from api.history import History
 from api.host import HostMonitor
 from api.metrics import Metrics, metrics_router
+from api.personal_data import PersonalData
 from api.readiness import Readiness
 from api.realtime import Door, serve
 from api.registry import Registry
@@ -30,12 +34,18 @@ from api.rest import Backend, rest_router
 from api.rest.backend import Slots
 from api.rest.converse import SESSION_HEADER, TRANSCRIPT_HEADER
 from api.rest.jobs import Jobs
+from api.rest.me import me_router
+from api.rest.notices import notices_router
+from api.sockets import DRAIN, Sockets
 from api.store import Store
 from api.talk_log import log_event
+from api.voices.book import VoiceBook
+from api.voices.workshop import Workshop, open_speakers
 from api.wire_out import Writer
 from pipeline.engines.base import Engines
 from pipeline.errors import ConfigError, VoicepodError
 from pipeline.options import LANGUAGES, SessionOptions, TurnDetection
+from pipeline.sample_quality import Speakers
 from pipeline.session import Session, new_id
 from settings import Settings, TtsSettings
 
@@ -53,7 +63,9 @@ class Server:
         engines: Engines | None = None,
         *,
         on_fatal: Callable[[BaseException], None] = lambda error: None,
+        speakers: Callable[[], Speakers | None] | None = None,
     ) -> None:
+        """`engines` and `speakers` (what tells voices apart) None: those that the settings name."""
         self.settings = settings
         self.engines = engines or Engines.from_settings(settings)
         self.readiness = Readiness()
@@ -62,6 +74,7 @@ class Server:
             max_sessions=settings.system.max_concurrent_users,
             create=self._create_session,
             clock=time.monotonic,
+            on_ended=lambda session_id: self.history.ended(session_id),
         )
         self.host = HostMonitor()
         self.metrics = Metrics(self.readiness, self.host, version=VERSION)
@@ -69,7 +82,15 @@ class Server:
         for kind, engine in self.engines.by_kind().items():
             self.metrics.watch_queue(kind, partial(getattr, engine, "n_waiting"))
         self.store = Store(settings.storage.dir)
-        self.access = Access(settings, self.store, on_rejected=self.metrics.rejected)
+        self.access = Access(
+            settings, self.store, on_rejected=self.metrics.rejected, on_auth_failed=self.metrics.auth_failed
+        )
+        self.history = History(self.store, settings.storage)
+        self.sockets = Sockets()
+        self.voices = VoiceBook(self.store, self.engines.tts, settings.voices)
+        self.workshop = Workshop(
+            settings, self.engines, self.voices, speakers or partial(open_speakers, settings.models.dir)
+        )
         self.jobs = Jobs()
         self._on_fatal = on_fatal
         self._voice = settings.tts.voice
@@ -87,13 +108,14 @@ class Server:
     def _add_middleware(self) -> None:
         """The last one added is the outermost."""
         network = self.settings.network
+        self.app.add_middleware(EndsWithCredential, live=self.access.live)
         errors.install(self.app, observe=self.metrics.observe_request)
         if network.cors_enabled and network.allowed_origins:
             # Without credentials: a foreign page brings an API key of its own, never the browser's login.
             self.app.add_middleware(
                 CORSMiddleware,
                 allow_origins=list(network.allowed_origins),
-                allow_methods=["GET", "POST", "DELETE"],
+                allow_methods=["GET", "POST", "PATCH", "DELETE"],
                 allow_headers=["Authorization", "Content-Type", errors.REQUEST_ID_HEADER],
                 expose_headers=["Location", "Retry-After", SESSION_HEADER, TRANSCRIPT_HEADER, errors.REQUEST_ID_HEADER],
                 allow_credentials=False,
@@ -104,11 +126,15 @@ class Server:
     def _add_routes(self) -> None:
         """Every route names its rule: `open_to_all`, or `require(scope)`."""
         settings = self.settings
-        self.app.include_router(health_router(self.readiness, version=VERSION), dependencies=[Depends(open_to_all)])
+        self.app.include_router(health_router(self.readiness), dependencies=[Depends(open_to_all)])
+        self.app.include_router(startup_router(self.readiness))
         if settings.system.enable_monitoring:
             self.app.include_router(metrics_router(self.metrics), dependencies=[Depends(require("metrics"))])
         self.app.include_router(login_router(self.access, on_ticket=self.want_models))
         self.app.include_router(rest_router(self._backend()))
+        personal = PersonalData(self.store, self.registry, self.jobs, self.workshop, self.history)
+        self.app.include_router(me_router(personal, self.access))
+        self.app.include_router(notices_router(self.sockets, self.access))
         if settings.network.websocket_enabled:
             self.app.add_api_websocket_route("/v1/realtime", self._realtime, dependencies=[Depends(AsksItself("talk"))])
 
@@ -123,11 +149,18 @@ class Server:
             jobs=self.jobs,
             why_not_ready=self._why_not_ready,
             default_voice=lambda: self._voice,
+            voices=self.voices,
+            workshop=self.workshop,
         )
 
     def guard(self, app: ASGIApp) -> ASGIApp:
         """The page's application behind the same door: whoever may talk may open it."""
         return Guard(app, self.access, "talk")
+
+    async def drain(self) -> None:
+        """No talk begins any more, and the pages are told why their sockets will close."""
+        self.readiness.drain()
+        await self.sockets.broadcast("drain", DRAIN)
 
     def want_models(self) -> None:
         """Load the engines now if they were not loaded at start."""
@@ -142,14 +175,27 @@ class Server:
             "max_sessions": registry.max_sessions,
         }
 
+    def page_session_figures(self, session_id: str, connection: HTTPConnection) -> dict[str, Any] | None:
+        """The figures of a talk, for its owner's page; to everybody else there is no such talk. From any thread."""
+        asks = self.access.found(connection)
+        is_own = asks is not None and self.registry.owner_of(session_id) == asks.owner
+        return self.metrics.session_figures(session_id) if is_own else None
+
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Own everything that runs in the background."""
         loop = asyncio.get_running_loop()
         started = asyncio.Event()
-        async with aclosing(self.store), self.access.running(), self.host.running(), asyncio.TaskGroup() as tasks:
+        async with (
+            aclosing(self.store),
+            self.access.running(),
+            self.history.running(),
+            self.host.running(),
+            asyncio.TaskGroup() as tasks,
+        ):
             running = tasks.create_task(self.registry.run(started), name="registry")
             working = tasks.create_task(self.jobs.run(), name="jobs")
+            keeping = tasks.create_task(self.voices.run(), name="voices")
             self._loading = tasks.create_task(self._load(), name="load engines")
             await started.wait()
             log.info("server.started", loop=type(loop).__name__)
@@ -159,8 +205,9 @@ class Server:
                 self.readiness.drain()
                 self._loading.cancel()
                 working.cancel()
+                keeping.cancel()
                 self.registry.stop()
-                await asyncio.wait({running, working, self._loading})
+                await asyncio.wait({running, working, keeping, self._loading})
                 for engine in self.engines.by_kind().values():
                     await engine.close()
                 log.info("server.stopped")
@@ -177,6 +224,7 @@ class Server:
                     await engine.load()
                     if kind == "tts":
                         self._check_voice()
+                        await self.voices.attach()
         except Exception as error:  # boundary: a server without its engines must stop, and say why
             if not isinstance(error, VoicepodError):
                 log.exception("server.load_failed")
@@ -202,7 +250,8 @@ class Server:
                 access=self.access,
                 network=network,
                 metrics=self.metrics,
-                voices=frozenset(voice.id for voice in self.engines.tts.info.voices),
+                sockets=self.sockets,
+                voices=self.voices.by_id,
                 turn_detection=TurnDetection.from_settings(self.settings),
                 why_not_ready=self._why_not_ready,
                 new_id=new_id,
@@ -214,7 +263,7 @@ class Server:
         self.want_models()
         return "" if self.readiness.is_ready else self.readiness.reason
 
-    def _create_session(self, session_id: str) -> tuple[Session, Writer]:
+    def _create_session(self, session_id: str, owner: str) -> tuple[Session, Writer]:
         settings, engines = self.settings, self.engines
         session = Session(
             session_id,
@@ -226,12 +275,14 @@ class Server:
             max_reply_tokens=settings.llm.max_tokens,
             max_lead_s=settings.network.max_lead_s,
             clock=time.monotonic,
-            listeners=(self.metrics.listen, log_event),
+            observers=(self.metrics.listen, log_event, self.history.observe),
+            voices=partial(self.voices.by_id, owner),
         )
-        return session, Writer(session, self._facts())
+        self.history.began(session_id, owner)
+        return session, Writer(session, partial(self._facts, owner))
 
-    def _facts(self) -> dict[str, Any]:
-        """What clients are told of this server."""
+    def _facts(self, owner: str) -> dict[str, Any]:
+        """What the owner's clients are told of this server."""
         engines = self.engines
         heard = engines.asr.info.languages or tuple(LANGUAGES)
         return {
@@ -241,7 +292,7 @@ class Server:
                 "languages": ["auto", *(code for code in LANGUAGES if code in heard)],
                 "voices": [
                     {"id": voice.id, "name": voice.name, "language": voice.language}
-                    for voice in engines.tts.info.voices
+                    for voice in self.voices.voices_of(owner)
                 ],
                 "engines": {kind: engine.info.model for kind, engine in self.engines.by_kind().items()},
             },

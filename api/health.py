@@ -1,25 +1,30 @@
 """Health: is the process alive, may talks begin here, how far is the start. Open to all; they show only a state.
 
+What runs here, and why it does not, is told to those who may talk (`/api/startup`), in the log and in the metrics.
+
 | route | 200 | else |
 |---|---|---|
 | `/health/live` | whenever the event loop answers | no answer: restart it |
-| `/health/ready` | ready or degraded | 503 with the reason: send nobody here |
+| `/health/ready` | ready or degraded | 503: send nobody here |
 | `/health/startup` | always; the body says loading, ready or failed | |
-| `/api/health` | as `/health/ready`, with the version | 503 |
+| `/api/health` | as `/health/ready` | 503 |
 | `/ping` | ready or degraded | 204 while loading, 503 otherwise: what RunPod's load balancer asks for |
 """
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from typing import Any
+
+from fastapi import APIRouter, Depends, Response
 from fastapi.responses import JSONResponse
 
+from api.access.access import require
 from api.readiness import Readiness
 
 NO_STORE = {"Cache-Control": "no-store"}
 
 
-def health_router(readiness: Readiness, *, version: str) -> APIRouter:
+def health_router(readiness: Readiness) -> APIRouter:
     """The health routes. None of them waits for anything."""
     router = APIRouter(tags=["health"])
 
@@ -29,16 +34,11 @@ def health_router(readiness: Readiness, *, version: str) -> APIRouter:
 
     async def ready() -> JSONResponse:
         """A new talk may begin here."""
-        return JSONResponse(_state(readiness), status_code=_status(readiness), headers=NO_STORE)
+        return JSONResponse({"state": readiness.state}, status_code=_status(readiness), headers=NO_STORE)
 
     async def startup() -> JSONResponse:
-        """How far each engine is."""
-        return JSONResponse(readiness.startup(), headers=NO_STORE)
-
-    async def health() -> JSONResponse:
-        """State and version in one."""
-        body = {**_state(readiness), "version": version}
-        return JSONResponse(body, status_code=_status(readiness), headers=NO_STORE)
+        """How far the start is."""
+        return JSONResponse({"state": readiness.startup()["state"]}, headers=NO_STORE)
 
     async def ping() -> Response:
         """No body, only a status."""
@@ -49,7 +49,7 @@ def health_router(readiness: Readiness, *, version: str) -> APIRouter:
         "/health/live": live,
         "/health/ready": ready,
         "/health/startup": startup,
-        "/api/health": health,
+        "/api/health": ready,
         "/ping": ping,
     }
     for path, answer in routes.items():
@@ -58,8 +58,18 @@ def health_router(readiness: Readiness, *, version: str) -> APIRouter:
     return router
 
 
-def _state(readiness: Readiness) -> dict[str, str]:
-    return {"state": readiness.state, "reason": readiness.reason}
+def startup_router(readiness: Readiness) -> APIRouter:
+    """`GET /api/startup`, for the loading screen of a page that is logged in."""
+    router = APIRouter(tags=["health"])
+
+    # Asked once a second while the models load: counted with what a page asks for, not with a program's requests.
+    @router.get("/api/startup", dependencies=[Depends(require("talk", counts="page"))])
+    async def startup(response: Response) -> dict[str, Any]:
+        """How far each engine is."""
+        response.headers["Cache-Control"] = "no-store"
+        return readiness.startup()
+
+    return router
 
 
 def _status(readiness: Readiness) -> int:

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import NoReturn
 
@@ -23,10 +24,20 @@ LAST_WORD_S = 2.0
 
 
 class HttpServer(uvicorn.Server):
-    """Closes the engines after a second Ctrl-C too, and ends the process when they cannot be closed."""
+    """Closes the engines after a second Ctrl-C too, and ends the process when they cannot be closed.
 
-    def __init__(self, config: uvicorn.Config, *, closing_s: float = CLOSING_S) -> None:
+    `before_closing` has its word before the sockets are closed; it must take no more than moments.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        *,
+        closing_s: float = CLOSING_S,
+        before_closing: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         super().__init__(config)
+        self._before_closing = before_closing
         self._limit_s = (config.timeout_graceful_shutdown or 0) + closing_s
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -41,6 +52,8 @@ class HttpServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, but the application is always told."""
+        if self._before_closing is not None and not self.force_exit:
+            await self._before_closing()
         await super().shutdown(sockets)
         if self.force_exit:
             for connection in list(self.server_state.connections):

@@ -87,6 +87,9 @@ class Metrics:
         self._rejected = Counter(
             "voicepod_rejected", "Connections and requests that were refused.", ["reason"], registry=registry
         )
+        self._auth_failures = Counter(
+            "voicepod_auth_failures", "Credentials that were shown and are not good.", ["reason"], registry=registry
+        )
         self._connections = Gauge("voicepod_ws_connections", "Open realtime WebSockets.", registry=registry)
         self._underruns = Counter(
             "voicepod_audio_underruns", "Times that a player ran dry in the middle of an answer.", registry=registry
@@ -108,6 +111,7 @@ class Metrics:
         for outcome in OUTCOMES:
             self._turns.labels(outcome)
         self._code, self._route, self._reason, self._result, self._lane = (BoundedLabels() for _ in range(5))
+        self._auth_reason = BoundedLabels()
         self._recent = RecentTurns()
         self._n_sessions: Callable[[], float] | None = None
         self._queues: dict[str, Callable[[], float]] = {}
@@ -153,6 +157,10 @@ class Metrics:
     def rejected(self, reason: str) -> None:
         """A connection or a request was refused; `reason` is a fixed word, such as an error's code."""
         self._rejected.labels(self._reason(reason)).inc()
+
+    def auth_failed(self, reason: str) -> None:
+        """Somebody showed a credential that is not good; `reason` is an error's code."""
+        self._auth_failures.labels(self._auth_reason(reason)).inc()
 
     def resumed(self, result: str) -> None:
         """A client asked to go on with an earlier session; `result` is a fixed word."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,6 +22,7 @@ from api.access.principal import Principal
 from api.errors import close_code, error_response
 from api.metrics import Metrics
 from api.registry import Registry, Seat
+from api.sockets import Sockets
 from api.wire_in import Reader
 from api.wire_out import Json, error_json
 from pipeline.errors import Busy, EngineNotReady, NotFound, Unauthorized, VoicepodError
@@ -49,7 +50,8 @@ class Door:
     access: Access
     network: NetworkSettings
     metrics: Metrics
-    voices: frozenset[str]
+    sockets: Sockets
+    voices: Callable[[str], Collection[str]]  # the ids that an owner may choose now
     turn_detection: TurnDetection
     why_not_ready: Callable[[], str]  # empty when talks may begin
     new_id: Callable[[str], str]
@@ -70,7 +72,8 @@ async def serve(websocket: WebSocket, door: Door) -> None:
         door.metrics.connected(+1)
         connection = _Connection(websocket, door, principal, ended, extended=chosen == PROTOCOL)
         try:
-            await connection.run(_suffix(offered, RESUME_PREFIX))
+            with door.sockets.holding(connection.tell) if chosen == PROTOCOL else contextlib.nullcontext():
+                await connection.run(_suffix(offered, RESUME_PREFIX))
         except VoicepodError as error:
             if isinstance(error, Busy | EngineNotReady):
                 door.metrics.rejected(error.code)
@@ -124,6 +127,7 @@ class _Connection:
     ) -> None:
         self._websocket, self._door, self._extended = websocket, door, extended
         self._principal, self._credential_ended = principal, ended
+        self._is_greeted = False
 
     async def run(self, resume_token: str | None) -> None:
         """Take a seat and talk until either side ends."""
@@ -177,6 +181,7 @@ class _Connection:
         writer, session, taken_over = seat.writer, seat.session, seat.taken_over
         writer.extended = self._extended
         await self._send(writer.created(resumed=resumed, resume_token=seat.token))
+        self._is_greeted = True
         if resumed:
             for message in (*writer.history(), *([writer.state()] if self._extended else [])):
                 await self._send(message)
@@ -222,7 +227,7 @@ class _Connection:
         reader = Reader(
             seat.session,
             send=answers.append,
-            voices=self._door.voices,
+            voices=partial(self._door.voices, self._principal.owner),
             default=self._door.turn_detection,
             on_underruns=partial(self._count_underruns, seat),
             pause=lambda: asyncio.sleep(0),
@@ -290,6 +295,11 @@ class _Connection:
             log.info("socket.slow_client")
             await _say_goodbye(self._websocket, None, SLOW_CLIENT)
             raise
+
+    async def tell(self, notice: Json) -> None:
+        """A notice to everybody, for a page that was greeted; whoever calls sets the time for it."""
+        if self._is_greeted:
+            await self._websocket.send_json(notice)
 
     async def _first_message(self) -> Message | None:
         """What the client sends within a moment, if anything."""

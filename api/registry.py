@@ -46,11 +46,13 @@ class Registry:
         network: NetworkSettings,
         *,
         max_sessions: int,
-        create: Callable[[str], tuple[Session, Writer]],
+        create: Callable[[str, str], tuple[Session, Writer]],
         clock: Callable[[], float],
+        on_ended: Callable[[str], None] = lambda session_id: None,
     ) -> None:
+        """`create` makes the session of an id for an owner; `on_ended` hears the id of each that is over."""
         self.max_sessions = max_sessions
-        self._network, self._create, self._clock = network, create, clock
+        self._network, self._create, self._clock, self._on_ended = network, create, clock, on_ended
         self._seats: dict[str, Seat] = {}  # resume token -> seat
         self._tasks: asyncio.TaskGroup | None = None
         self._stopping = asyncio.Event()
@@ -105,7 +107,7 @@ class Registry:
         self.check_free()
         if self._tasks is None or self._stopping.is_set():
             raise Busy("the server is shutting down", retry_after_s=5.0)
-        session, writer = self._create(f"sess_{secrets.token_hex(12)}")
+        session, writer = self._create(f"sess_{secrets.token_hex(12)}", owner)
         token = secrets.token_urlsafe(24)
         seat = Seat(session, writer, token, owner, connection)
         self._seats[token] = seat
@@ -120,6 +122,10 @@ class Registry:
     def of_owner(self, owner: str) -> list[Seat]:
         """All sessions of `owner`, the oldest first, those that wait to be resumed included."""
         return [seat for seat in self._seats.values() if seat.owner == owner]
+
+    def owner_of(self, session_id: str) -> str | None:
+        """Whose session it is; None when there is none. From any thread."""
+        return next((seat.owner for seat in list(self._seats.values()) if seat.session.id == session_id), None)
 
     def attach(self, seat: Seat, connection: object) -> None:
         """A new socket goes on with the session; the old one is told to end. `Busy` when the seat was lost."""
@@ -158,5 +164,6 @@ class Registry:
         except Exception:  # boundary: one broken session must not end the others
             log.exception("session.broken", session_id=seat.session.id)
         finally:
+            self._on_ended(seat.session.id)
             seat.is_over = self._seats.pop(seat.token, None) is not None  # else `end` took it out
             seat.taken_over.set()  # a socket that is still attached must not wait for a session that is gone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -99,7 +100,7 @@ def parse(model: type[BaseModel], data: object, at: str) -> Any:
 
 
 def updated(
-    options: SessionOptions, session: object, *, voices: frozenset[str], default: TurnDetection
+    options: SessionOptions, session: object, *, voices: Collection[str], default: TurnDetection
 ) -> SessionOptions:
     """The options after a session.update. `InvalidInput` for a wrong value; then nothing was changed."""
     update: SessionUpdate = parse(SessionUpdate, session, "session")
@@ -148,7 +149,7 @@ def _detection(before: TurnDetection | None, update: Detection | None, default: 
     )
 
 
-def _with_output(options: SessionOptions, update: Output, voices: frozenset[str]) -> SessionOptions:
+def _with_output(options: SessionOptions, update: Output, voices: Collection[str]) -> SessionOptions:
     if update.format is not None:
         options = replace(options, output_sample_rate=update.format.rate)
     if update.speed is not None:

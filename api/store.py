@@ -80,6 +80,64 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     CREATE TRIGGER audit_is_not_deleted BEFORE DELETE ON audit
         BEGIN SELECT RAISE(ABORT, 'audit records are not deleted'); END;
     """,
+    # A consent is the proof that a voice was made rightly, so it does not go with its voice or its owner.
+    """
+    CREATE TABLE consents (
+        id TEXT PRIMARY KEY,
+        owner TEXT NOT NULL,
+        voice TEXT NOT NULL UNIQUE,
+        statement TEXT NOT NULL,
+        statement_text TEXT NOT NULL,
+        typed_name TEXT NOT NULL,
+        sample_sha256 BLOB NOT NULL,
+        phrase TEXT,
+        phrase_similarity REAL,
+        agreed_s REAL NOT NULL,
+        voice_deleted_s REAL
+    ) STRICT;
+    CREATE TABLE voices (
+        id TEXT PRIMARY KEY,
+        owner TEXT NOT NULL REFERENCES owners (id) ON DELETE CASCADE,
+        name TEXT NOT NULL,
+        kind TEXT NOT NULL CHECK (kind IN ('clone', 'match')),
+        engine TEXT NOT NULL,
+        model TEXT NOT NULL,
+        language TEXT NOT NULL,
+        transcript TEXT NOT NULL,
+        seconds REAL NOT NULL,
+        match_voice TEXT,
+        match_similarity REAL,
+        created_s REAL NOT NULL,
+        UNIQUE (owner, name)
+    ) STRICT;
+    """,
+    # Talks. `heard` and `said` are words, kept only where the settings ask for it.
+    """
+    CREATE TABLE sessions (
+        id TEXT PRIMARY KEY,
+        owner TEXT NOT NULL REFERENCES owners (id) ON DELETE CASCADE,
+        began_s REAL NOT NULL,
+        ended_s REAL
+    ) STRICT;
+    CREATE INDEX sessions_by_owner ON sessions (owner, began_s);
+    CREATE INDEX sessions_by_time ON sessions (began_s);
+    CREATE TABLE turns (
+        session TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
+        turn INTEGER NOT NULL,
+        at_s REAL NOT NULL,
+        outcome TEXT NOT NULL,
+        error_code TEXT,
+        total_ms REAL,
+        parts_ms TEXT NOT NULL,
+        utterance_s REAL NOT NULL,
+        spoken_s REAL NOT NULL,
+        heard_s REAL NOT NULL,
+        heard TEXT,
+        said TEXT,
+        PRIMARY KEY (session, turn)
+    ) STRICT;
+    CREATE INDEX turns_by_time ON turns (at_s);
+    """,
 )
 
 
@@ -136,6 +194,10 @@ class Database:
         (counter,) = self._connection.execute("PRAGMA data_version").fetchone()
         return int(counter)
 
+    def fold(self) -> None:
+        """Fold the log into the file: only then is what was deleted overwritten everywhere."""
+        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
     def close(self) -> None:
         """Close the file; the log is folded into it when nobody else has it open."""
         self._connection.close()
@@ -189,6 +251,10 @@ class Store:
         counter = await self._run(self._database.change_counter)
         changed, self._counter = counter != self._counter, counter
         return changed
+
+    async def fold(self) -> None:
+        """Leave nothing of what was deleted in the write-ahead log; a reader elsewhere may put that off."""
+        await self._run(self._database.fold)
 
     async def call(self, work: Callable[[], T]) -> T:
         """Run `work` on the store's files in the store's thread."""

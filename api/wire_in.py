@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import Field
@@ -108,7 +108,7 @@ class Reader:
         session: Session,
         *,
         send: Callable[[Json], None],
-        voices: frozenset[str],
+        voices: Callable[[], Collection[str]],
         default: TurnDetection,
         on_underruns: Callable[[int], None],
         pause: Callable[[], Awaitable[None]],
@@ -156,7 +156,7 @@ class Reader:
     async def _session_update(self, event: Json) -> None:
         if not isinstance(event.get("session"), dict):
             raise InvalidInput("session is missing", code="invalid_value", param="session")
-        options = updated(self.session.options, event["session"], voices=self._voices, default=self._default)
+        options = updated(self.session.options, event["session"], voices=self._voices(), default=self._default)
         self.session.update(options)
 
     async def _append(self, event: Json) -> None:
@@ -252,3 +252,8 @@ _HANDLERS: dict[str, Callable[[Reader, Json], Awaitable[None]]] = {
     "voicepod.ping": Reader._ping,
     "voicepod.pong": Reader._pong,
 }
+
+
+def client_events() -> set[str]:
+    """All events that a client may send."""
+    return {*_HANDLERS, "voicepod.resume"}

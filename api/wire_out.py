@@ -29,7 +29,7 @@ AUDIO_HEADER = struct.Struct("<II")  # turn, first sample
 class Writer:
     """Turns outbox entries into messages. `extended` adds voicepod.* events and sends audio as binary frames."""
 
-    def __init__(self, session: Session, facts: Json) -> None:
+    def __init__(self, session: Session, facts: Callable[[], Json]) -> None:
         self.extended = False
         self._session, self._facts = session, facts
         self._n_events = itertools.count(1)
@@ -90,7 +90,7 @@ class Writer:
     # --- one method per event
 
     def _session_json(self) -> Json:
-        return session_json(self._session.id, self._session.options, self._facts)
+        return session_json(self._session.id, self._session.options, self._facts())
 
     def _options_changed(self, event: events.OptionsChanged) -> Iterator[Json]:
         yield {"type": "session.updated", "session": self._session_json()}

@@ -33,7 +33,7 @@ CONTENT_TYPES: Final = MappingProxyType(
 )
 SAMPLE_RATES: Final = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # what MP3 and AAC both have
 
-AI_LABEL: Final = "AI-generated speech"
+AI_LABEL: Final = "AI-generated speech by Voicepod"
 MAX_CHILDREN: Final = 32  # each takes 60 MB; beyond, a request is told to come back
 RETRY_AFTER_S: Final = 5.0
 CPU_S: Final = 120  # an hour of speech in the dearest format

@@ -91,7 +91,7 @@ class Model(_Record):
 
     id: ModelId
     title: str
-    role: Literal["vad", "asr", "llm", "tts"]
+    role: Literal["vad", "asr", "llm", "tts", "speaker", "watermark"]
     tier: Literal["default", "fast", "quality"]
     licence: str
     profiles: tuple[Literal["cpu", "gpu", "optional"], ...]

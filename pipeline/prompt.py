@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from pipeline.conversation import Conversation
@@ -41,18 +41,29 @@ class Prompt:
 
 
 def instructions_for(options: SessionOptions, voice: Voice) -> str:
-    """The session's instructions, and the language to answer in: the voice's, since it must speak the answer."""
+    """The session's instructions, and the language to answer in: the session's if the voice speaks it."""
     if options.language is None or options.modality == "text":
         return options.instructions
-    name = LANGUAGES.get(voice.language, voice.language)
-    return f"{options.instructions} Answer in {name}."
+    language = options.language if speaks(voice, options.language) else voice.language
+    return f"{options.instructions} Answer in {LANGUAGES.get(language, language)}."
 
 
-def voice_for(options: SessionOptions, voices: Sequence[Voice]) -> Voice:
-    """The chosen voice, or one that speaks the session's language. `InvalidInput` when there is no such voice."""
-    chosen = next((voice for voice in voices if voice.id == options.voice), None)
+def voice_for(options: SessionOptions, voices: Mapping[str, Voice]) -> Voice:
+    """The chosen voice of those by id, or one that speaks the session's language. `InvalidInput` when there is none.
+
+    Its `language` is the one that it will speak.
+    """
+    chosen = voices.get(options.voice)
     if chosen is None:
         raise InvalidInput("this voice does not exist", code="voice_not_found", param="voice")
-    if options.language is not None and chosen.language != options.language:
-        chosen = next((voice for voice in voices if voice.language == options.language), chosen)
-    return replace(chosen, speed=options.speed)
+    language = options.language
+    if language is not None and not speaks(chosen, language):
+        chosen = next((voice for voice in voices.values() if speaks(voice, language)), chosen)
+    if language is None or not speaks(chosen, language):
+        language = chosen.language
+    return replace(chosen, speed=options.speed, language=language)
+
+
+def speaks(voice: Voice, language: str) -> bool:
+    """Whether the language is one of the voice's."""
+    return language == voice.language or language in voice.languages

@@ -1,9 +1,12 @@
 """A session: one person's talk, from the first frame to the last, over as many sockets as it takes.
 
-A frame goes in by `feed`, a plain call: the listener finds where speech begins and ends. Speech that begins while a
-reply is heard cuts it (`barge_in`). Speech that ends becomes a turn: its transcript enters the history, then its
-response is made (`turn.py`, `response.py`) and leaves through the outbox. The session wires these parts and owns none
-of their logic.
+The socket (`api/realtime.py`) hands each frame of the microphone to `feed`, a plain call:
+
+    feed -> _speech_ended -> _commit -> _take_turn (turn.transcribe) -> _reply -> Response.run (turn.speak) -> outbox
+
+The listener finds where speech begins and ends. Speech that begins while a reply is heard cuts it
+(`_speech_started`); when it turns out to be no words, `_go_on` says the rest. The socket writes what the outbox gives.
+The session wires these parts and owns none of their logic.
 """
 
 from __future__ import annotations
@@ -12,8 +15,9 @@ import asyncio
 import contextlib
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import events
 from pipeline.audio import AudioChunk
@@ -21,7 +25,7 @@ from pipeline.conversation import Conversation, Item
 from pipeline.echo import is_echo
 from pipeline.endpointing import EndpointRules
 from pipeline.engines import lanes
-from pipeline.engines.base import Engines
+from pipeline.engines.base import Engines, Voice
 from pipeline.errors import InvalidInput, RateLimited, VoicepodError
 from pipeline.events import AgentState, Event, ReplyReason, UserState
 from pipeline.listening import Heard, Listener
@@ -45,13 +49,17 @@ MAX_WAITING_UTTERANCES = 8
 ECHO_TAIL_S = 0.4
 
 
+# What became of an utterance's audio.
+Understood = Literal["words", "nothing"] | VoicepodError
+
+
 def new_id(kind: str) -> str:
     """A fresh id, such as item_3f9a0c."""
     return f"{kind}_{secrets.token_hex(10)}"
 
 
 class Session:
-    """The conversation engine of one person. Every method but `run` is a plain call on the session's event loop."""
+    """The conversation engine of one person. Every public method but `run` is a plain call on its event loop."""
 
     def __init__(
         self,
@@ -66,13 +74,17 @@ class Session:
         max_lead_s: float,
         clock: Callable[[], float],
         new_id: Callable[[str], str] = new_id,
-        listeners: Sequence[Callable[[Session, Event], None]] = (),
+        observers: Sequence[Callable[[Session, Event], None]] = (),
+        voices: Callable[[], Mapping[str, Voice]] | None = None,
     ) -> None:
+        """`voices` gives those that may be chosen now, by id; None: the engine's. `options.voice` is always there."""
         self.id, self.options = session_id, options
+        self._first_voice = options.voice
+        self._voices = voices or (lambda: {voice.id: voice for voice in engines.tts.info.voices})
         self.conversation = Conversation()
         self.outbox = Outbox(clock, max_audio_s=turn.max_pending_audio_s, max_lead_s=max_lead_s)
         self.n_turns = 0
-        self._engines, self._clock, self._new_id, self._listeners = engines, clock, new_id, tuple(listeners)
+        self._engines, self._clock, self._new_id, self._observers = engines, clock, new_id, tuple(observers)
         self._turn, self._vad = turn, vad
         self._prompt = Prompt(engines.llm, self.conversation, max_tokens=history_tokens)
         self._max_reply_tokens = max_reply_tokens
@@ -80,8 +92,8 @@ class Session:
         self._parts = Parts(
             engines, self.conversation, self.outbox, self._tell, self._show_state, clock, new_id, turn, waits
         )
-        self._response: Response | None = None  # the one that is made or heard
-        self._responses: OrderedDict[int, Response] = OrderedDict()
+        self._latest: Response | None = None  # may have ended
+        self._responses: OrderedDict[int, Response] = OrderedDict()  # by turn; the last ones, most of them ended
         self._speech: Utterance | None = None  # the one that is being spoken
         self._unfinished: list[Utterance] = []  # spoken, and not transcribed yet
         self._state: tuple[UserState, AgentState] = ("silent", "idle")
@@ -123,7 +135,7 @@ class Session:
     # --- the way in
 
     def feed(self, chunk: AudioChunk) -> None:
-        """Take a chunk at the session's input rate, at most about half a second at once. `TooLarge` when full."""
+        """Take a frame at the input rate, half a second at most. `TooLarge`: commit or clear the full buffer first."""
         self._listener.rules = self._rules()
         for heard in self._listener.feed(chunk):
             if heard.endpoint.kind == "started":
@@ -155,7 +167,7 @@ class Session:
         self._show_state()
 
     def barge_in(self, reason: ReplyReason = "client_cancelled") -> bool:
-        """Stop the reply that is being made or heard, now. False when there is none."""
+        """The client stops the reply that is being made or heard, now. False when there is none."""
         unfinished = self._unfinished_responses()
         for response in unfinished:
             response.cut(reason)
@@ -174,6 +186,12 @@ class Session:
             self._listener.detects = detects
             self.clear()
         self._tell(events.OptionsChanged(at_s=self._clock()))
+
+    def check_voice(self) -> None:
+        """Go back to the voice that the session began with when the chosen one is no longer there."""
+        voices = self._voices()
+        if self.options.voice not in voices and self._first_voice in voices:
+            self.update(replace(self.options, voice=self._first_voice))
 
     def add_item(self, item: Item, *, after: str | None = None) -> None:
         """Put a message into the history."""
@@ -204,17 +222,16 @@ class Session:
 
     def respond(self, how: ReplyOptions | None = None) -> None:
         """Reply to the history as it stands, once all that was said is written there."""
-        if self._response is not None and self._response.is_active:
+        if self._latest is not None and self._latest.is_active:
             raise InvalidInput("a response is active already", code="conversation_already_has_active_response")
         waiting = [utterance for utterance in self._unfinished if not utterance.superseded]
         if waiting:  # committed a moment ago: its words come first, and its turn gets the reply
             utterance = waiting[-1]
-            utterance.wants_reply, utterance.requested, utterance.asked = True, True, how
+            utterance.wants_reply = utterance.requested = True
+            utterance.asked = how
             self._show_state()
         else:
-            record = self._new_record()
-            record.mark("speech_ended", self._clock())
-            self._reply(record, how or ReplyOptions())
+            self._reply(self._record_from_now(), how or ReplyOptions())
 
     # --- what the client tells of its playback
 
@@ -249,7 +266,7 @@ class Session:
     def _speech_started(self, heard: Heard) -> None:
         now_s = self._clock()
         self._speech = utterance = self._new_utterance()
-        utterance.onset_s, utterance.onset_at_s = heard.endpoint.at_s, self._heard_at_s(heard.endpoint.at_s)
+        utterance.onset_s, utterance.onset_at_s = heard.endpoint.at_s, self._captured_at_s(heard.endpoint.at_s)
         self._tell(
             events.SpeechStarted(
                 at_s=now_s,
@@ -261,7 +278,7 @@ class Session:
         detection = self.options.turn_detection
         if detection is not None and detection.interrupt_response:
             for response in self._unfinished_responses():
-                response.record.barge_in_stop_s = now_s - self._heard_at_s(heard.endpoint.at_s)
+                response.record.barge_in_stop_s = now_s - self._captured_at_s(heard.endpoint.at_s)
                 response.cut("turn_detected")
                 utterance.cut = response
             for earlier in self._unfinished:
@@ -276,7 +293,7 @@ class Session:
         if utterance is None or heard.utterance is None:
             return
         now_s = self._clock()
-        utterance.record.mark("speech_ended", self._heard_at_s(heard.endpoint.at_s))
+        utterance.record.mark("speech_ended", self._captured_at_s(heard.endpoint.at_s))
         utterance.record.mark("endpointed", now_s)
         self._tell(
             events.SpeechStopped(
@@ -297,7 +314,7 @@ class Session:
     def _commit(self, utterance: Utterance, audio: AudioChunk, *, respond: bool) -> None:
         """The utterance becomes an item; its place in the history is fixed before its words are known."""
         now_s, turn_id = self._clock(), utterance.record.turn_id
-        utterance.record.mark("speech_ended", now_s)
+        utterance.record.mark("speech_ended", now_s)  # the first mark stands: the endpoint's, where there was one
         utterance.record.utterance_s = audio.seconds
         utterance.wants_reply = respond
         item = Item(utterance.item_id, "user", "", status="in_progress", spoken=True)
@@ -311,26 +328,40 @@ class Session:
 
     async def _take_turn(self, utterance: Utterance, audio: AudioChunk, earlier: Sequence[Utterance]) -> None:
         """Transcribe, then reply. An interruption never stops the transcription: what was said is not lost."""
-        lanes.job_priority.set(lambda: (lanes.FIRST_AUDIO, 0.0))
+        lanes.job_priority.set(lambda: (lanes.FIRST_AUDIO, 0.0))  # somebody waits for what this task asks of an engine
         lanes.work_told.set(utterance.record.note_work)
-        said_something = await self._transcribe(utterance, audio)
+        outcome = await self._transcribe(utterance, audio)
         for other in earlier:  # their words stand before ours in the history
             await other.transcribed.wait()
         self._unfinished.remove(utterance)
         utterance.transcribed.set()
         if self._closed.is_set():
             return
-        if said_something and utterance.wants_reply and not utterance.superseded:
-            self._reply(utterance.record, utterance.asked or ReplyOptions())
-        elif not said_something and not utterance.superseded:
-            if utterance.requested:
-                self._reply_with_nothing(utterance)
-            else:
-                self._go_on(utterance)
+        if utterance.superseded:  # the later utterance answers both
+            if isinstance(outcome, VoicepodError):
+                self._turn_failed(utterance, outcome)
+        else:
+            self._answer(utterance, outcome)
         self._show_state()
 
-    async def _transcribe(self, utterance: Utterance, audio: AudioChunk) -> bool:
-        """Write the user's words into the history. False when there were none, or only our own voice."""
+    def _answer(self, utterance: Utterance, outcome: Understood) -> None:
+        """The transcription has ended: reply, or go on with what the utterance held up."""
+        if outcome == "words":
+            if utterance.wants_reply:
+                self._reply(utterance.record, utterance.asked or ReplyOptions())
+        elif isinstance(outcome, VoicepodError):
+            if utterance.requested:
+                self._end_at_once(utterance, outcome)
+            else:
+                self._turn_failed(utterance, outcome)
+                self._answer_overtaken(utterance, None)  # its own record has told the failure
+        elif utterance.requested:
+            self._end_at_once(utterance, InvalidInput("no words were heard in the audio", code="no_speech"))
+        else:
+            self._go_on(utterance)
+
+    async def _transcribe(self, utterance: Utterance, audio: AudioChunk) -> Understood:
+        """Write the user's words into the history."""
         turn_id, item_id = utterance.record.turn_id, utterance.item_id
         try:
             transcript = await transcribe(
@@ -340,12 +371,9 @@ class Session:
             failure = error if isinstance(error, VoicepodError) else engine_failure(error, "asr")
             utterance.wants_reply = False
             self._end_item(turn_id, item_id, content="", completed=False)
-            now_s = self._clock()
-            self._tell(events.TranscriptFailed(at_s=now_s, turn_id=turn_id, item_id=item_id, error=failure))
-            self._tell(events.TurnFailed(at_s=now_s, turn_id=turn_id, error=failure))
-            utterance.record.outcome, utterance.record.error_code = "failed", failure.code
-            self._tell(events.TurnDone(at_s=now_s, turn_id=turn_id, record=utterance.record))
-            return True
+            failed = events.TranscriptFailed(at_s=self._clock(), turn_id=turn_id, item_id=item_id, error=failure)
+            self._tell(failed)
+            return failure
         now_s = self._clock()
         utterance.record.mark("asr_done", now_s)
         reason = self._why_nothing(utterance, transcript.text)
@@ -353,27 +381,32 @@ class Session:
             with contextlib.suppress(VoicepodError):  # the client may have deleted it
                 self.delete_item(item_id)
             self._drop(utterance, reason)
-            return False
+            return "nothing"
         utterance.said = True
         self._tell(events.TranscriptReady(at_s=now_s, turn_id=turn_id, item_id=item_id, transcript=transcript))
         self._end_item(turn_id, item_id, content=transcript.text, completed=True)
-        return True
+        return "words"
+
+    def _turn_failed(self, utterance: Utterance, error: VoicepodError) -> None:
+        now_s, record = self._clock(), utterance.record
+        self._tell(events.TurnFailed(at_s=now_s, turn_id=record.turn_id, error=error))
+        record.outcome, record.error_code = "failed", error.code
+        self._tell(events.TurnDone(at_s=now_s, turn_id=record.turn_id, record=record))
 
     def _why_nothing(self, utterance: Utterance, text: str) -> events.DropReason | None:
         if not text.strip():
             return "no_speech"
         guarded = self._turn.echo_guard and not self.options.headphones
-        if guarded and any(is_echo(text, reply.text) for reply in self._heard_during(utterance)):
+        if guarded and any(is_echo(text, reply.text) for reply in self._in_the_microphone(utterance)):
             return "echo"
         return None
 
-    def _heard_during(self, utterance: Utterance) -> Iterator[Response]:
-        """Replies that the microphone may have picked up: the one that was cut, or one that had only just ended."""
-        if utterance.cut is not None:
-            yield utterance.cut
-        last = self._response
-        if last is not None and last.finished.is_set() and utterance.onset_at_s < last.finished_at_s + ECHO_TAIL_S:
-            yield last
+    def _in_the_microphone(self, utterance: Utterance) -> Iterator[Response]:
+        """Replies whose sound it may have picked up: still heard when the speech began, or only just ended."""
+        for response in self._responses.values():
+            end_s = response.finished_at_s if response.finished.is_set() else self._clock()
+            if response.has_audio and utterance.onset_at_s < end_s + ECHO_TAIL_S:
+                yield response
 
     def _drop(self, utterance: Utterance, reason: events.DropReason) -> None:
         self._tell(
@@ -383,32 +416,42 @@ class Session:
         )
 
     def _go_on(self, utterance: Utterance) -> None:
-        """It was no interruption: answer what it held up, or say the rest of what was cut."""
+        """It was no interruption: answer the words that it held up, or say the rest of the reply that it cut."""
+        if self._answer_overtaken(utterance, utterance.record):
+            return
+        both = (utterance, *utterance.all_overtaken())
+        cut = next((other.cut for other in both if other.cut is not None), None)
+        if cut is None:
+            return
+        if not cut.text:  # it was cut before its first word: made anew
+            self._reply(utterance.record, ReplyOptions(spoken=cut.spoken))
+        elif cut.spoken and cut.unheard().strip():
+            self._reply(utterance.record, ReplyOptions(text=cut.unheard(), spoken=True))
+
+    def _answer_overtaken(self, utterance: Utterance, record: TurnRecord | None) -> bool:
+        """Reply to the words that waited for this utterance; None: a new record. False when there are none."""
         overtaken = utterance.all_overtaken()
         for other in overtaken:
             if other in self._unfinished:  # what it said is not known yet: it takes its place again
                 other.superseded, other.cut = False, other.cut or utterance.cut
-                return
-        if any(other.said and other.wants_reply for other in overtaken):
-            self._reply(utterance.record, utterance.asked or ReplyOptions())
-            return
-        cut = next((other.cut for other in (utterance, *overtaken) if other.cut is not None), None)
-        if cut is None or (cut.text and not cut.unheard().strip()) or (cut.text and not cut.spoken):
-            return
-        self._reply(utterance.record, ReplyOptions(text=cut.unheard() if cut.text else None, spoken=cut.spoken))
+                return True
+        is_waiting = any(other.said and other.wants_reply for other in overtaken)
+        if is_waiting:
+            self._reply(record or self._record_from_now(), utterance.asked or ReplyOptions())
+        return is_waiting
 
-    def _reply_with_nothing(self, utterance: Utterance) -> None:
-        """The client asked for a reply to words that were none: its response ends at once, and says why."""
+    def _end_at_once(self, utterance: Utterance, error: VoicepodError) -> None:
+        """The client asked for a reply to words that are none: its response ends, and says why."""
         response = Response(self._parts, utterance.record, spoken=False, sample_rate=self.options.output_sample_rate)
-        self._response = response
-        self._spawn(response.fail(InvalidInput("no words were heard in the audio", code="no_speech")))
+        self._latest = response
+        self._spawn(response.fail(error))
 
     # --- from words to speech
 
     def _reply(self, record: TurnRecord, how: ReplyOptions) -> None:
         spoken = self.options.modality == "audio" if how.spoken is None else how.spoken
         response = Response(self._parts, record, spoken=spoken, sample_rate=self.options.output_sample_rate)
-        previous, self._response = self._response, response
+        previous, self._latest = self._latest, response
         self._responses[record.turn_id] = response
         while len(self._responses) > REMEMBERED_RESPONSES:
             self._responses.popitem(last=False)
@@ -416,12 +459,15 @@ class Session:
         self._show_state()
 
     async def _run_response(self, response: Response, how: ReplyOptions, previous: Response | None) -> None:
+        self.check_voice()
         options = self.options
         max_tokens = how.max_tokens or options.max_output_tokens or self._max_reply_tokens
         try:
             if previous is not None:  # it may still be heard, when nothing interrupted it
                 await previous.finished.wait()
-            voice = voice_for(options, self._engines.tts.info.voices)
+                self.check_voice()
+                options = replace(options, voice=self.options.voice)
+            voice = voice_for(options, self._voices())
             if how.text is None:
                 messages = await self._prompt.messages(how.instructions or instructions_for(options, voice))
                 response.n_input_tokens = await self._prompt.n_tokens(messages)
@@ -439,6 +485,12 @@ class Session:
         self.n_turns += 1
         return TurnRecord(self.n_turns)
 
+    def _record_from_now(self) -> TurnRecord:
+        """For a reply that no utterance begins."""
+        record = self._new_record()
+        record.mark("speech_ended", self._clock())
+        return record
+
     def _new_utterance(self) -> Utterance:
         return Utterance(self._new_id("item"), self._new_record())
 
@@ -448,7 +500,7 @@ class Session:
             before = self.conversation.previous_id(item_id)
             self._tell(events.ItemDone(at_s=self._clock(), turn_id=turn_id, item=item, previous_item_id=before))
 
-    def _heard_at_s(self, audio_s: float) -> float:
+    def _captured_at_s(self, audio_s: float) -> float:
         """When the audio of `audio_s` came in, if it came in real time."""
         return self._clock() - (self._listener.audio_s - audio_s)
 
@@ -484,8 +536,8 @@ class Session:
 
     def _tell(self, event: Event, *, behind_audio: bool = False) -> None:
         self.outbox.put(event, behind_audio=behind_audio)
-        for listener in self._listeners:
-            listener(self, event)
+        for observer in self._observers:
+            observer(self, event)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         if self._tasks is None or self._closed.is_set():

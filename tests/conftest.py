@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import numpy_threads  # noqa: F401 (before numpy)
 from tests.support.server_process import ServerProcesses, server_processes
 
 
@@ -19,15 +20,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 SLOW = ("test_barge_in_schedules.py", "test_download_models.py")
 
 # The order in which several workers take these groups: the longest first, the many small tests of no group fill up.
-GROUPS = ("real server", "contract", "browser")
+GROUPS = ("real server", "contract", "browser", "audio corpus")
 
 
 def _group(path: Path) -> str | None:
     """Tests that share loaded models, a server or a browser stay together in one worker."""
     if path.parent.name == "contract":
         return "contract"
-    if path.name in ("test_conversation.py", "test_faults.py"):
+    if path.name in ("test_conversation.py", "test_clone.py", "test_faults.py"):
         return "real server"
+    if path.name == "test_audio_corpus.py":  # one pass over all files
+        return "audio corpus"
     return "browser" if path.parent.name == "e2e" else None
 
 

@@ -6,13 +6,14 @@ Conversation audio never passes through Gradio: the widget's own script talks to
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import gradio as gr
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -50,15 +51,17 @@ class PageContext:
     `metrics` gives the host's figures: cpu_percent, memory_used_bytes,
     memory_total_bytes, gpus (list of name, utilisation_percent, memory_used_bytes, memory_total_bytes, temperature_c),
     sessions_active, max_sessions. `session_figures` gives turns, v2v_p50_ms, v2v_last_ms and interruptions of the
-    session with this id, or None when it is not known. `personas` maps a name to the assistant's instructions; the
-    first one is the default. `can_log_out` where people log in.
+    session with this id, or None when it is not known or not of the one who asks. `personas` maps a name to the
+    assistant's instructions; the first one is the default. `can_log_out` where people log in. Without `has_socket` the
+    page asks by HTTP.
     """
 
     metrics: Callable[[], Mapping[str, Any]]
-    session_figures: Callable[[str], Mapping[str, Any] | None]
+    session_figures: Callable[[str, Request], Mapping[str, Any] | None]
     examples: Sequence[str] = ()
     personas: Mapping[str, str] = field(default_factory=dict)
     can_log_out: bool = False
+    has_socket: bool = True
 
 
 def build_ui(page: PageContext) -> gr.Blocks:
@@ -73,7 +76,7 @@ def build_ui(page: PageContext) -> gr.Blocks:
         session_id = gr.State("")
         build_sidebar(page, session_id)
         widget = gr.HTML(
-            value={"examples": list(page.examples), "personas": dict(page.personas)},
+            value={"examples": list(page.examples), "personas": dict(page.personas), "socket": page.has_socket},
             html_template='<div class="voicepod-host"></div>',
             js_on_load=JS_ON_LOAD,
             apply_default_css=False,
@@ -130,7 +133,7 @@ def mount(
 def mount_blocks(
     app: FastAPI, demo: gr.Blocks, *, guard: Callable[[ASGIApp], ASGIApp] = _unguarded, path: str = "/"
 ) -> None:
-    """Mount Blocks with no upload, no public API, no file access, no call to the outside."""
+    """Mount Blocks with no queue, no upload, no public API, no file access, no call to the outside."""
     in_event_loop(
         lambda: gr.mount_gradio_app(
             app,
@@ -151,7 +154,7 @@ def mount_blocks(
     )
     mounted = app.routes[-1]
     assert isinstance(mounted, Mount)
-    mounted.app = guard(_WithoutUploads(mounted.app))
+    mounted.app = guard(_OnlyNeeded(mounted.app))
     # Gradio skips its check of file paths until this is set, and only launch() sets it: a mounted app would copy any
     # file of the server that a forged request names into its cache and serve it.
     demo.has_launched = True
@@ -178,13 +181,23 @@ def in_event_loop(call: Callable[[], T]) -> T:
         loop.close()
 
 
-class _WithoutUploads:
-    """Nothing on the page takes a file through Gradio, so nobody can fill the disk with any."""
+# All that the page asks of Gradio. No event is queued and none takes a file.
+_NEEDED = re.compile(
+    r"/|/config/?|/theme\.css|/favicon\.ico|/robots\.txt|/(assets|static)/.+"
+    r"|/gradio_api/(app_id|run/predict|heartbeat/[A-Za-z0-9]{1,64})/?"
+)
+
+
+class _OnlyNeeded:
+    """Gradio without the routes that the page has no use for: queue, files, uploads, proxy, code assistant.
+
+    What is not there cannot fill the disk, read a file or be crashed by a forged request.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_upload = scope["type"] == "http" and scope["path"].rstrip("/").endswith("/upload")
-        app = Response(status_code=404) if is_upload else self._app
+        is_there = scope["type"] != "http" or _NEEDED.fullmatch(scope["path"].removeprefix(scope.get("root_path", "")))
+        app = self._app if is_there else Response(status_code=404)
         await app(scope, receive, send)

@@ -100,11 +100,11 @@ def build_sidebar(page: PageContext, session_id: gr.State) -> None:
     """Put the sidebar into the Blocks that are being built. It starts closed: on a phone it covers the whole page."""
     history = LoadHistory()
 
-    def tick(current: str) -> tuple[pd.DataFrame, str, str]:
+    def tick(current: str, request: gr.Request) -> tuple[pd.DataFrame, str, str]:
         metrics = page.metrics()
         now_s = time.monotonic()
         history.add(metrics, now_s)
-        figures = page.session_figures(current) if current else None
+        figures = page.session_figures(current, request.request) if current and request.request else None
         return history.frame(now_s), machine_html(metrics), session_html(figures)
 
     with gr.Sidebar(open=False, position="right", width=300):

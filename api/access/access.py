@@ -22,10 +22,10 @@ from api.access import audit, credentials, keys, sessions
 from api.access.cookies import cookie_of
 from api.access.forwarded import Forwarded
 from api.access.guesses import Guesses
-from api.access.limits import Limiter
+from api.access.limits import Kind, Limiter
 from api.access.live import LiveCredentials
 from api.access.operator_token import OPERATOR, is_token, write_token
-from api.access.principal import SCOPES, Principal, Scope
+from api.access.principal import PRINCIPAL, SCOPES, Principal, Reach, Scope
 from api.access.tickets import Tickets
 from api.origins import Origins
 from api.store import Store
@@ -40,7 +40,6 @@ TIME_CHECK_S: Final = 5.0  # expiry and idle time need no closer look
 SWEEP_S: Final = 600.0
 # What a page does by itself while nobody looks at it must not keep its login alive.
 _BY_ITSELF: Final = "/gradio_api/"
-_FOUND: Final = "voicepod.principal"
 
 
 class Access:
@@ -54,6 +53,7 @@ class Access:
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
         on_rejected: Callable[[str], None] = lambda reason: None,
+        on_auth_failed: Callable[[str], None] = lambda reason: None,
     ) -> None:
         network, access = settings.network, settings.access
         self.store, self.now = store, now
@@ -67,18 +67,24 @@ class Access:
         self.tickets = Tickets(clock)
         self.live = LiveCredentials()
         self._guesses = Guesses(clock)
-        self._clock, self._rejected = clock, on_rejected
+        self._clock, self._rejected, self._auth_failed = clock, on_rejected, on_auth_failed
         self._checked_s = self._swept_s = float("-inf")
 
     # --- who is it
 
     async def principal(self, connection: HTTPConnection, *, cookies: bool = True) -> Principal:
         """Whoever this is, found once for each request. `Unauthorized` without a good credential."""
-        found = connection.scope.get(_FOUND)
+        found = connection.scope.get(PRINCIPAL)
         if found is None:
-            found = connection.scope[_FOUND] = await self._find(connection, cookies=cookies)
+            found = connection.scope[PRINCIPAL] = await self._find(connection, cookies=cookies)
         assert isinstance(found, Principal)
         return found
+
+    @staticmethod
+    def found(connection: HTTPConnection) -> Principal | None:
+        """The same where it was asked for already: behind a door."""
+        found = connection.scope.get(PRINCIPAL)
+        return found if isinstance(found, Principal) else None
 
     async def _find(self, connection: HTTPConnection, *, cookies: bool) -> Principal:
         if self.is_open:
@@ -91,7 +97,13 @@ class Access:
             self._rejected("unauthorized")
             raise Unauthorized("an API key or a login is needed")
         is_use = not connection.scope["path"].startswith(_BY_ITSELF)
-        return await self.store.read(lambda db: sessions.verify(db, shown, self.life, now_s=self.now(), is_use=is_use))
+        try:
+            return await self.store.read(
+                lambda db: sessions.verify(db, shown, self.life, now_s=self.now(), is_use=is_use)
+            )
+        except Unauthorized as error:
+            self._auth_failed(error.code)
+            raise
 
     async def _by_bearer(self, connection: HTTPConnection, text: str) -> Principal:
         if text.startswith(f"{credentials.OPERATOR}_"):
@@ -111,6 +123,7 @@ class Access:
         client = self.forwarded.client(connection)
         subjects = [credential, *([f"client:{client.address}"] if client.is_known else [])]
         answer, is_notable = self._guesses.failed(subjects, error)
+        self._auth_failed(error.code)
         self._rejected(answer.code)
         if is_notable:
             log.info("auth.failed", reason=error.code, credential=credential.partition(":")[0])
@@ -119,7 +132,7 @@ class Access:
 
     # --- what may it do
 
-    async def enter(self, connection: HTTPConnection, scope: Scope, method: str) -> Principal:
+    async def enter(self, connection: HTTPConnection, scope: Reach, method: str) -> Principal:
         """The principal of an HTTP request that asks for `scope`."""
         principal = await self.principal(connection)
         if self.is_open and not self.origins.host_allowed(connection.headers):
@@ -141,12 +154,13 @@ class Access:
             owner = self.tickets.use(ticket) if ticket and self.origins.allowed(origin, headers) else None
             if owner is None or not await self.is_active(owner):
                 self._rejected("forbidden")
+                self._auth_failed("no_ticket")
                 raise Forbidden("a page needs its own origin and a fresh ticket", code="no_ticket")
             principal = owner
         return self._checked(principal, "talk")
 
-    def _checked(self, principal: Principal, scope: Scope) -> Principal:
-        if not principal.may(scope):
+    def _checked(self, principal: Principal, scope: Reach) -> Principal:
+        if scope != "any" and not principal.may(scope):
             self._rejected("forbidden")
             raise Forbidden(f"this credential does not reach so far: it lacks the scope {scope}")
         return principal
@@ -174,7 +188,7 @@ class Access:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Watch the credentials of open sockets while the block runs."""
+        """Watch the credentials of open sockets and answers while the block runs."""
         await self.store.write(self._begin)
         await self.store.call(lambda: write_token(self.store.directory))
         watching = asyncio.create_task(self._watch(), name="credentials")
@@ -200,7 +214,7 @@ class Access:
                 log.exception("credentials.watch_failed")
 
     async def look(self) -> None:
-        """End the sockets whose credential ended, in this process or by another one."""
+        """End the sockets and answers whose credential ended, in this process or by another one."""
         now_s = self._clock()
         is_due = now_s - self._checked_s >= TIME_CHECK_S
         if not (await self.store.changed_outside() or is_due):
@@ -211,13 +225,14 @@ class Access:
             self.live.end(credential)
         if is_due:
             self._checked_s = now_s
-            await self.store.write(lambda db: self._keep_alive(db, held))
+            in_use = self.live.in_use()
+            await self.store.write(lambda db: self._keep_alive(db, in_use))
         if now_s - self._swept_s >= SWEEP_S:
             self._swept_s = now_s
             await self.store.write(lambda db: sessions.sweep(db, self.life, now_s=self.now()))
 
-    def _keep_alive(self, connection: sqlite3.Connection, held: set[str]) -> None:
-        for credential in held:
+    def _keep_alive(self, connection: sqlite3.Connection, in_use: set[str]) -> None:
+        for credential in in_use:
             kind, _, identifier = credential.partition(":")
             if kind == "browser":
                 sessions.touch(connection, identifier, now_s=self.now())
@@ -226,20 +241,20 @@ class Access:
 class Require:
     """The rule of a route: who may use it. A FastAPI dependency that gives the `Principal`."""
 
-    def __init__(self, scope: Scope) -> None:
-        self.scope = scope
+    def __init__(self, scope: Reach, counts: Kind = "api") -> None:
+        self.scope, self._counts = scope, counts
 
     async def __call__(self, request: Request) -> Principal:
         """Let the caller in, and count the request."""
         access: Access = request.app.state.access
         principal = await access.enter(request, self.scope, request.method)
-        await access.limiter.spend(principal, "api")
+        await access.limiter.spend(principal, self._counts)
         return principal
 
 
-def require(scope: Scope) -> Require:
+def require(scope: Reach, *, counts: Kind = "api") -> Require:
     """The dependency for routes that need `scope`: `principal: Annotated[Principal, Depends(require("speech"))]`."""
-    return Require(scope)
+    return Require(scope, counts)
 
 
 class AsksItself:

@@ -8,8 +8,14 @@ from typing import Final, Literal
 # talk: the page and /v1/realtime. speech: text to speech, transcription, one-shot talk. voices: clone, list, delete own
 # voices. metrics: figures of the whole server. admin: everything, and other owners' things where a route says so.
 Scope = Literal["talk", "speech", "voices", "metrics", "admin"]
+# What a route may ask for; any: whoever is known.
+Reach = Literal["talk", "speech", "voices", "metrics", "admin", "any"]
 SCOPES: Final[tuple[Scope, ...]] = ("talk", "speech", "voices", "metrics", "admin")
 USER_SCOPES: Final[frozenset[Scope]] = frozenset(("talk", "speech", "voices"))
+
+
+# Where a connection's scope keeps who was found to be asking.
+PRINCIPAL: Final = "voicepod.principal"
 
 
 @dataclass(frozen=True, slots=True)

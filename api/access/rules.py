@@ -12,7 +12,7 @@ from starlette.routing import Mount
 
 from api.access.access import AsksItself, Require, open_to_all
 from api.access.guard import Guard
-from api.access.principal import Scope
+from api.access.principal import Reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Door:
 
     path: str
     methods: frozenset[str]
-    rule: Scope | Literal["open"] | None
+    rule: Reach | Literal["open"] | None
 
 
 def doors(app: FastAPI) -> Iterator[Door]:
@@ -30,11 +30,11 @@ def doors(app: FastAPI) -> Iterator[Door]:
         yield Door(route.path or "", frozenset(route.methods or ()), _rule(route))
 
 
-def _rule(route: RouteContext) -> Scope | Literal["open"] | None:
+def _rule(route: RouteContext) -> Reach | Literal["open"] | None:
     original = route.original_route
     if isinstance(original, Mount):
         return original.app.scope if isinstance(original.app, Guard) else None
-    found: list[Scope | Literal["open"]] = []
+    found: list[Reach | Literal["open"]] = []
     for dependency in route.dependant.dependencies:
         if isinstance(dependency.call, Require | AsksItself):
             found.append(dependency.call.scope)

@@ -10,6 +10,8 @@ from typing import Final, TypeVar
 from api.access.limits import Limiter
 from api.registry import Registry
 from api.rest.jobs import Jobs
+from api.voices.book import VoiceBook
+from api.voices.workshop import Workshop
 from pipeline.engines.base import Engines, Voice
 from pipeline.errors import Busy, InvalidInput
 from pipeline.sentences import PieceSplitter
@@ -66,6 +68,8 @@ class Backend:
     jobs: Jobs
     why_not_ready: Callable[[], str]
     default_voice: Callable[[], str]
+    voices: VoiceBook
+    workshop: Workshop
 
     def check_ready(self) -> None:
         """`Busy` while the engines load or the server drains."""
@@ -91,11 +95,24 @@ class Backend:
             piece_max_chars=turn.piece_max_chars,
         )
 
-    def voice(self, wanted: str | None, *, speed: float = 1.0, seed: int | None = None) -> Voice:
-        """The voice of this id; the server's own for None and for OpenAI's names. `InvalidInput` for others."""
-        voices = {voice.id: voice for voice in self.engines.tts.info.voices}
+    def voice_id(self, owner: str, wanted: str | None) -> str:
+        """The id of a voice that `owner` may use; the server's own for None and for OpenAI's names. `InvalidInput`."""
+        voices = self.voices.by_id(owner)
         if wanted is None or (wanted not in voices and wanted in OPENAI_VOICES):
             wanted = self.default_voice()
         if wanted not in voices:
+            for voice in self.voices.own(owner):
+                if voice.id == wanted and (problem := self.voices.problem(voice)) is not None:
+                    raise InvalidInput(f"this voice cannot be used: {problem}", code="voice_not_usable", param="voice")
             raise InvalidInput("this voice does not exist", code="voice_not_found", param="voice")
-        return replace(voices[wanted], speed=speed, seed=seed)
+        return wanted
+
+    def voice(self, owner: str, wanted: str | None, *, speed: float = 1.0, seed: int | None = None) -> Voice:
+        """The voice of this id as the engine speaks it. `InvalidInput` as `voice_id`."""
+        chosen = self.voices.by_id(owner)[self.voice_id(owner, wanted)]
+        return replace(chosen, speed=speed, seed=seed)
+
+    def is_marked(self, *, is_cloned: bool) -> bool:
+        """Whether what a voice says carries the watermark."""
+        wanted = self.settings.voices.watermark
+        return wanted == "all" or (wanted == "cloned" and is_cloned)

@@ -1,4 +1,4 @@
-"""`POST /api/converse`: one spoken question in, the spoken answer out, without a socket.
+"""`POST /api/converse`: one question in, spoken or typed, the spoken answer out, without a socket.
 
 The turn is a session's turn, in a seat of the registry like that of a socket; only the way in and out differs. What
 the client takes counts as heard, so nothing is paced. The session is kept for a while, so that the next call can go on
@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from api.access.access import require
 from api.access.principal import Principal
 from api.rest.backend import Backend
-from api.rest.bodies import Asked, content_type, query
+from api.rest.bodies import Asked, content_type, query, text_body
 from api.rest.exchange import PAD_S, Exchange, Talks
 from api.rest.openapi import AUDIO_ANSWER, audio_body, errors, parameters_of
 from api.rest.speech import Format, encoded
@@ -28,6 +28,7 @@ from api.rest.streaming import EVENT_STREAM, Streamed, audio_event, event, event
 from api.uploads import read_body
 from pipeline.audio import AudioChunk
 from pipeline.encoding import CONTENT_TYPES, encode
+from pipeline.errors import InvalidInput
 from pipeline.options import SessionOptions
 from pipeline.untrusted_audio import decode
 from pipeline.untrusted_text import clean_user_text
@@ -36,6 +37,8 @@ SESSION_HEADER, TRANSCRIPT_HEADER = "Voicepod-Session", "Voicepod-Transcript"
 # Proxies take headers of 4 to 8 kB in all; the event stream has the whole transcript.
 MAX_TRANSCRIPT_HEADER: Final = 2000
 INPUT_RATE: Final = 16_000
+MAX_TYPED_CHARS: Final = 2000  # as in the page's text box
+EXAMPLE_QUESTION: Final = "How big is the sun?"
 MAX_INSTRUCTIONS_CHARS: Final = 4000
 
 
@@ -60,31 +63,45 @@ def converse_router(backend: Backend) -> APIRouter:
         "/api/converse",
         response_class=Response,
         responses={200: AUDIO_ANSWER, **errors(400, 404, 413, 415, 429, 503)},
-        openapi_extra={**audio_body(), **parameters_of(ConverseOptions)},
+        openapi_extra={**audio_body(plain=EXAMPLE_QUESTION), **parameters_of(ConverseOptions)},
     )
     async def converse(request: Request, principal: Annotated[Principal, Depends(require("speech"))]) -> Response:
-        """Ask aloud, hear the answer. The body is the recording itself, in any container."""
+        """Ask, and hear the answer. The body is the recording itself, in any container, or the text of the question."""
         if content_type(request) in ("application/json", "multipart/form-data"):
             raise HTTPException(415)
         asked = query(request, ConverseOptions)
         backend.check_ready()
         if asked.voice is not None:
-            backend.voice(asked.voice)
-        data = await read_body(request, max_bytes=backend.max_upload_bytes)
-        max_s = backend.settings.turn.max_utterance_s - 2 * PAD_S
-        question = await unless_gone(request.receive, decode(data, max_seconds=max_s, sample_rate=INPUT_RATE))
-        await backend.limiter.spend(principal, "audio_s", question.seconds)
+            backend.voice_id(principal.owner, asked.voice)
+        question = await (_typed(request) if content_type(request) == "text/plain" else _spoken(request, backend))
+        if isinstance(question, str):
+            await backend.limiter.spend(principal, "characters", len(question))
+        else:
+            await backend.limiter.spend(principal, "audio_s", question.seconds)
         await backend.limiter.spend(principal, "generation")
         return _Turn(backend, talks, principal, asked, question).answer()
 
     return router
 
 
+async def _typed(request: Request) -> str:
+    text = clean_user_text(await text_body(request), max_characters=MAX_TYPED_CHARS, allow_newlines=True).strip()
+    if not text:
+        raise InvalidInput("the question holds no words", code="text_empty")
+    return text
+
+
+async def _spoken(request: Request, backend: Backend) -> AudioChunk:
+    data = await read_body(request, max_bytes=backend.max_upload_bytes)
+    max_s = backend.settings.turn.max_utterance_s - 2 * PAD_S
+    return await unless_gone(request.receive, decode(data, max_seconds=max_s, sample_rate=INPUT_RATE))
+
+
 class _Turn:
     """One request on its way through a session."""
 
     def __init__(
-        self, backend: Backend, talks: Talks, principal: Principal, asked: ConverseOptions, question: AudioChunk
+        self, backend: Backend, talks: Talks, principal: Principal, asked: ConverseOptions, question: AudioChunk | str
     ) -> None:
         self._backend, self._talks = backend, talks
         self._principal, self._asked, self._question = principal, asked, question
@@ -144,7 +161,7 @@ class _Turn:
         """The answer, made by a session. A client that goes away stops it; words that were understood are kept."""
         with self._talks.seat(self._principal.owner, self._asked.session) as seat:
             session = seat.session
-            exchange = self._exchange = Exchange(session, seat.taken_over)
+            exchange = self._exchange = Exchange(session, seat.taken_over, self._rate)
             try:
                 session.update(self._options(session.options))
                 async with aclosing(exchange.audio(self._question)) as audio:
@@ -168,7 +185,7 @@ class _Turn:
             turn_detection=None,
             modality="audio",
             instructions=instructions,
-            voice=options.voice if asked.voice is None else self._backend.voice(asked.voice).id,
+            voice=options.voice if asked.voice is None else self._backend.voice_id(self._principal.owner, asked.voice),
             language=asked.language or options.language,
             speed=asked.speed or options.speed,
             input_sample_rate=INPUT_RATE,

@@ -11,9 +11,10 @@ from typing import Any, Final
 from api.registry import Registry, Seat
 from pipeline import events
 from pipeline.audio import AudioChunk
+from pipeline.conversation import Item
 from pipeline.errors import InvalidInput, NotFound, VoicepodError
 from pipeline.outbox import AudioEntry, Entry
-from pipeline.session import Session
+from pipeline.session import Session, new_id
 
 FEED_S: Final = 0.5  # what a session takes at once
 # The listener cuts into frames and drops what is left over: this makes it silence.
@@ -23,10 +24,11 @@ PAD_S: Final = 0.1
 class Exchange:
     """A question to a session and the session's answer. `news` is what else there is to tell, in order."""
 
-    def __init__(self, session: Session, over: asyncio.Event) -> None:
+    def __init__(self, session: Session, over: asyncio.Event, sample_rate: int) -> None:
         self.session = session
         self.transcript = self.reply = ""
-        self.news: deque[Mapping[str, Any]] = deque([{"type": "session", "session": session.id}])
+        begun = {"type": "session", "session": session.id, "sample_rate": sample_rate}
+        self.news: deque[Mapping[str, Any]] = deque([begun])
         self._is_replying = self._is_done = False
         self._over = over
         self._error: VoicepodError | None = None
@@ -36,13 +38,10 @@ class Exchange:
         """Whether all was told: the end of a reply stands behind its audio, the end of the turn does not."""
         return self._is_done and not self._is_replying
 
-    async def audio(self, question: AudioChunk) -> AsyncGenerator[AudioChunk, None]:
+    async def audio(self, question: AudioChunk | str) -> AsyncGenerator[AudioChunk, None]:
         """Ask, and give the answer's audio as it is made; an empty chunk tells that there is news."""
         session = self.session
-        await self._feed(question)
-        session.commit()
-        turn_id = session.n_turns
-        session.respond()
+        turn_id = await (self._type(question) if isinstance(question, str) else self._say(question))
         while not self.is_complete:
             entry = await self._next()
             if isinstance(entry, AudioEntry):
@@ -57,6 +56,22 @@ class Exchange:
                     yield AudioChunk.silence(0, session.options.output_sample_rate)
         if self._error is not None:
             raise self._error
+
+    async def _type(self, question: str) -> int:
+        session = self.session
+        await asyncio.sleep(0)  # the task of a new session begins
+        session.add_item(Item(new_id("item"), "user", question))
+        self.transcript = question
+        session.respond()
+        return session.n_turns
+
+    async def _say(self, question: AudioChunk) -> int:
+        session = self.session
+        await self._feed(question)
+        session.commit()
+        turn_id = session.n_turns
+        session.respond()
+        return turn_id
 
     async def _feed(self, question: AudioChunk) -> None:
         self.session.clear()

@@ -105,6 +105,11 @@ class Jobs:
             raise NotFound("there is no such job", code="job_not_found", param="job_id")
         return job
 
+    def of_owner(self, owner: str) -> list[Job]:
+        """The owner's jobs, the oldest first."""
+        self._forget_old()
+        return [job for job in self._jobs.values() if job.owner == owner]
+
     async def delete(self, job_id: str, owner: str) -> None:
         """Stop and forget the owner's job, or `NotFound`."""
         job = self.get(job_id, owner)

@@ -18,11 +18,13 @@ Json = dict[str, Any]
 
 EXAMPLE_TEXT: Final = "The quick brown fox jumps over the lazy dog."
 _BINARY: Final = {"type": "string", "format": "binary"}
+# Each of the events that a stream of them has; what it tells is JSON in `data`.
+_EVENT: Final = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
 _AUDIO_TYPES: Final = ("audio/wav", "audio/pcm", "audio/mpeg", "audio/ogg", "audio/flac", "audio/aac")
 # A file that is made while it is sent; events where they were asked for.
 AUDIO_ANSWER: Final[Json] = {
     "description": "The speech, sent while it is made.",
-    "content": {kind: {"schema": _BINARY} for kind in (*_AUDIO_TYPES, "text/event-stream")},
+    "content": {**{kind: {"schema": _BINARY} for kind in _AUDIO_TYPES}, "text/event-stream": {"schema": _EVENT}},
 }
 _MEANINGS: Final = {
     400: "Something in the request is wrong; `param` names it.",
@@ -61,26 +63,40 @@ def errors(*statuses: int) -> dict[int | str, Json]:
     }
 
 
-def body_of(form: type[BaseModel], example: Json, *, plain: str | None = None) -> Json:
+def body_of(form: type[BaseModel], example: Json, *, plain: str | None = None, is_required: bool = True) -> Json:
     """A JSON body, and the text that may come instead of it."""
     content: Json = {"application/json": {"schema": _schema(form), "example": example}}
     if plain is not None:
         content["text/plain"] = {"schema": {"type": "string", "minLength": 1}, "example": plain}
-    return {"requestBody": {"required": True, "content": content}}
+    return {"requestBody": {"required": is_required, "content": content}}
 
 
 def form_of(form: type[BaseModel], *, without: Sequence[str] = ()) -> Json:
     """A multipart body: a file and fields."""
     schema = _schema(form)
     fields = {name: field for name, field in schema["properties"].items() if name not in without}
-    schema = {"type": "object", "required": ["file"], "properties": {"file": _BINARY, **fields}}
+    required = ["file", *schema.get("required", ())]
+    schema = {"type": "object", "required": required, "properties": {"file": _BINARY, **fields}}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
-def audio_body() -> Json:
-    """A body that is a recording, whatever it is called."""
+def either_body(*bodies: Json) -> Json:
+    """One of several bodies, each of a kind of its own."""
+    content = {kind: shape for body in bodies for kind, shape in body["requestBody"]["content"].items()}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def file_answer(kind: str, description: str) -> Json:
+    """A file as the answer."""
+    return {"description": description, "content": {kind: {"schema": _BINARY}}}
+
+
+def audio_body(*, plain: str) -> Json:
+    """A body that is a recording, whatever it is called, or a text such as `plain`."""
     kinds = ("audio/wav", "audio/webm", "audio/mp4", "application/octet-stream")
-    return {"requestBody": {"required": True, "content": {kind: {"schema": _BINARY} for kind in kinds}}}
+    content: Json = {kind: {"schema": _BINARY} for kind in kinds}
+    content["text/plain"] = {"schema": {"type": "string", "minLength": 1}, "example": plain}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def parameters_of(form: type[BaseModel]) -> Json:
@@ -96,18 +112,29 @@ def parameters_of(form: type[BaseModel]) -> Json:
 def transcript_answer() -> Json:
     """A transcript in one of its forms."""
     verbose = {"type": "object", "required": ["text"], "properties": {"text": {"type": "string"}}}
-    texts = ("text/plain", "application/x-subrip", "text/vtt", "text/event-stream")
+    texts = ("text/plain", "application/x-subrip", "text/vtt")
     return {
         "description": "What was said.",
         "content": {
             "application/json": {"schema": verbose, "example": {"text": EXAMPLE_TEXT}},
             **{kind: {"schema": {"type": "string"}} for kind in texts},
+            "text/event-stream": {"schema": _EVENT},
         },
     }
 
 
 def _schema(form: type[BaseModel]) -> Json:
-    return form.model_json_schema(ref_template="#/components/schemas/{model}")
+    """The form's schema in one piece: what its parts are stands where they are used."""
+    schema = form.model_json_schema(ref_template="{model}")
+    parts = schema.pop("$defs", {})
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, dict):
+            return whole(parts[value["$ref"]]) if "$ref" in value else {key: whole(part) for key, part in value.items()}
+        return [whole(part) for part in value] if isinstance(value, list) else value
+
+    shown: Json = whole(schema)
+    return shown
 
 
 def document(app: FastAPI) -> Json:

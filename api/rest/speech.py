@@ -101,7 +101,7 @@ def speech_router(backend: Backend) -> APIRouter:
     async def speech(request: Request, principal: Annotated[Principal, Depends(require("speech"))]) -> Response:
         """Read a text aloud, as OpenAI's clients ask for it."""
         asked = await json_body(request, SpeechRequest)
-        voice = backend.voice(asked.voice, speed=asked.speed)
+        voice = backend.voice(principal.owner, asked.voice, speed=asked.speed)
         text = clean_user_text(asked.input, max_characters=OPENAI_MAX_CHARS, allow_newlines=True)
         audio = await _reading(backend, principal, text, voice, OPENAI_RATE, param="input")
         if asked.stream_format == "sse":
@@ -122,7 +122,7 @@ def speech_router(backend: Backend) -> APIRouter:
         asked = await _tts_request(request)
         kind = asked.format or backend.settings.audio.format
         rate = backend.settings.audio.sample_rate
-        voice = backend.voice(asked.voice, speed=asked.speed, seed=asked.seed)
+        voice = backend.voice(principal.owner, asked.voice, speed=asked.speed, seed=asked.seed)
         text = clean_user_text(asked.text, max_characters=GUIDE_MAX_CHARS, allow_newlines=True)
         return _answer(await _reading(backend, principal, text, voice, rate, param="text"), kind, rate)
 

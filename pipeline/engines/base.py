@@ -46,6 +46,7 @@ class Voice:
     """A voice the TTS can speak with: `id` names it to the engine, `language` is an ISO 639-1 code.
 
     `languages` are further ones that it speaks as well. `seed` repeats the audio where an engine draws it at random.
+    `cloned`: it is a user's, made from a recording of a person.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Voice:
     speed: float = 1.0
     languages: tuple[str, ...] = ()
     seed: int | None = None
+    cloned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +207,23 @@ class Tts(Engine, Protocol):
         ...
 
 
+@runtime_checkable
+class CloningTts(Tts, Protocol):
+    """Speech synthesis in voices that are made from recordings. They speak beside `info.voices`, not among them."""
+
+    async def clone(self, sample: AudioChunk, transcript: str, *, name: str) -> bytes:
+        """The voice of a recording whose words are `transcript`, for `add_voice`. `InvalidInput` says what is wrong."""
+        ...
+
+    async def add_voice(self, voice: Voice, data: bytes) -> None:
+        """Speak with it from now on. `InvalidInput` for data that is damaged or another model's."""
+        ...
+
+    async def remove_voice(self, voice_id: str) -> None:
+        """Forget it; replies that speak with it already go on. One that is not there is no error."""
+        ...
+
+
 # name -> "module:class"; a module is imported when its engine is asked for, so that unused model libraries stay out.
 ENGINES: dict[EngineKind, dict[str, str]] = {
     "vad": {
@@ -243,12 +262,14 @@ class Engines:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Engines:
-        """The engines that the settings name, not loaded yet."""
+        """The engines that the settings name, not loaded yet; the TTS marks what it says as `voices.watermark` asks."""
+        from pipeline.engines.marking import with_watermark  # that module imports this one
+
         return cls(
             create_engine("vad", settings.vad.engine, settings),
             create_engine("asr", settings.asr.engine, settings),
             create_engine("llm", settings.llm.engine, settings),
-            create_engine("tts", settings.tts.engine, settings),
+            with_watermark(create_engine("tts", settings.tts.engine, settings), settings),
         )
 
     def by_kind(self) -> dict[EngineKind, Engine]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
 
+from pipeline.audio import AudioChunk
 from pipeline.engines import lanes
 from pipeline.engines.base import EngineInfo, SpeechChunk, SpeechPiece, Voice
 from pipeline.engines.lanes import Lane, Stop
@@ -72,10 +73,11 @@ class FireRedTts:
         self._directory, self._voices_dir = directory, voices_dir
         self._device, self._precision = device, precision
         self._slots, self._threads, self._limits = min(slots, MAX_SLOTS), threads, limits
-        self._lane = Lane("firered", 1, stage="tts")  # loads
+        self._lane = Lane("firered", 1, stage="tts")  # loads, and makes voices
         self._loading = asyncio.Lock()
         self._engine: FireRedEngine | None = None
         self._prompts: dict[str, VoicePrompt] = {}
+        self._clones: dict[str, VoicePrompt] = {}
         self._replies: set[FireRedReply] = set()  # those that have a stream in the engine
 
     @classmethod
@@ -138,12 +140,11 @@ class FireRedTts:
         """Audio frame by frame, pieces in order, one prepared ahead; closing it stops the model at the next frame.
 
         Silence of more than 0.15 s before a piece is cut to that: it is held back until sound follows, so that nothing
-        audible waits. A speed other than 1 is a time-stretch. `InvalidInput` for a voice that is not in `info.voices`.
+        audible waits. A speed other than 1 is a time-stretch. `InvalidInput` for a voice that is neither in
+        `info.voices` nor added.
         """
-        engine = self._engine
-        if engine is None:
-            raise EngineNotReady("the voice is still loading, or was closed", stage="tts")
-        if voice.id not in {known.id for known in self.info.voices}:
+        engine = self._loaded()
+        if voice.id not in self._clones and voice.id not in {known.id for known in self.info.voices}:
             raise InvalidInput("there is no such voice", code="voice_not_found", param="voice")
         from pipeline.engines.firered_reply import FireRedReply
 
@@ -162,7 +163,7 @@ class FireRedTts:
         from firered import InputError, StreamOptions
         from firered.stream import DEFAULT_MAX_LEAD_S
 
-        prompt = self._prompts.get(voice.id)
+        prompt = self._clones.get(voice.id) or self._prompts.get(voice.id)
         is_paced = lanes.job_priority.get(None) is not None and voice.speed <= 1
         try:
             return StreamOptions(
@@ -172,6 +173,53 @@ class FireRedTts:
             )
         except InputError as error:
             raise InvalidInput(str(error), param="seed") from error
+
+    def _loaded(self) -> FireRedEngine:
+        if self._engine is None:
+            raise EngineNotReady("the voice is still loading, or was closed", stage="tts")
+        return self._engine
+
+    # --- voices from recordings
+
+    async def clone(self, sample: AudioChunk, transcript: str, *, name: str) -> bytes:
+        """The recording as codes, in firered's voice file. Takes seconds; one after the other."""
+        engine = self._loaded()
+
+        def encode(stop: Stop) -> bytes:
+            from firered import FireRedError, InputError
+            from pipeline.engines.firered_reply import pipeline_error
+
+            try:
+                return engine.encode_voice(sample.samples, sample.sample_rate, transcript, name).to_bytes()
+            except InputError as error:
+                raise InvalidInput(str(error), code="voice_not_clonable", param="file") from error
+            except FireRedError as error:
+                raise pipeline_error(error) from error
+
+        return await self._lane.run(encode)
+
+    async def add_voice(self, voice: Voice, data: bytes) -> None:
+        """Speak with the voice file `data` under `voice.id` from now on."""
+        engine = self._loaded()
+
+        def read(stop: Stop) -> VoicePrompt:
+            from firered import FireRedError, InputError, StreamOptions, VoicePrompt
+            from pipeline.engines.firered_reply import pipeline_error
+
+            try:
+                prompt = VoicePrompt.from_bytes(data)
+                engine.open(StreamOptions(voices={"[S1]": prompt})).cancel()  # refuses what the model cannot speak with
+            except InputError as error:
+                raise InvalidInput(str(error), code="voice_not_usable", param="voice") from error
+            except FireRedError as error:
+                raise pipeline_error(error) from error
+            return prompt
+
+        self._clones[voice.id] = await self._lane.run(read)
+
+    async def remove_voice(self, voice_id: str) -> None:
+        """Forget it. A reply that has begun keeps its own hold of the codes."""
+        self._clones.pop(voice_id, None)
 
     # --- loading, in the lane's thread
 

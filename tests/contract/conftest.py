@@ -52,7 +52,7 @@ async def load_engine(kind: EngineKind, name: str) -> Any:
     if name == "firered":  # random weights never end a piece themselves
         engine: Any = FireRedTts.from_settings(tiny_firered(), limits=BRIEF)
     else:
-        engine = create_engine(kind, name, Settings())
+        engine = create_engine(kind, name, Settings.model_validate({"llm": {"threads": 1}}))
     try:
         await engine.load()
     except ConfigError as error:

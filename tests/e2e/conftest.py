@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from playwright.sync_api import Browser, Playwright, expect, sync_playwright
 
 from tests.support.browser import CHROMIUM, VoicePage, chromium, write_microphone
 from tests.support.scripted_server import Running, running_server
+from tests.support.server_process import ServerProcesses
 from tests.support.speech_clips import SPEECH
+from tests.support.widget_page import PATH as WIDGET
 
 expect.set_options(timeout=60_000)  # only a fault waits this long; five seconds were too few on a busy machine
 
@@ -34,6 +37,15 @@ def playwright_sync() -> Iterator[Playwright]:
 def running() -> Iterator[Running]:
     with running_server() as server:
         yield server
+
+
+@pytest.fixture
+def server(servers: ServerProcesses) -> Iterator[str]:
+    """The address of `python app.py --profile cpu`, ready to talk."""
+    server = servers.ready()
+    yield server.page
+    assert "Traceback" not in server.output, server.output[-4000:]
+    assert server.errors == ""
 
 
 @pytest.fixture
@@ -62,9 +74,23 @@ def silent_browser(playwright_sync: Playwright, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture
 def page(silent_browser: Browser, scripted: Running) -> Iterator[VoicePage]:
-    """The page in a browser with a silent microphone; it must not complain and must stay on its own origin."""
-    context = silent_browser.new_context(viewport={"width": 1280, "height": 860})
-    page = VoicePage(context, scripted.url).open()
+    """The page in a browser with a silent microphone."""
+    with opened(silent_browser, scripted.url) as page:
+        yield page
+
+
+@pytest.fixture
+def widget(silent_browser: Browser, scripted: Running) -> Iterator[VoicePage]:
+    """The same without Gradio around it, which is loaded in a moment: for what concerns the widget alone."""
+    with opened(silent_browser, scripted.url + WIDGET) as page:
+        yield page
+
+
+@contextmanager
+def opened(browser: Browser, url: str) -> Iterator[VoicePage]:
+    """A page in a window of its own; it must not complain and must stay on its own origin."""
+    context = browser.new_context(viewport={"width": 1280, "height": 860})
+    page = VoicePage(context, url).open()
     yield page
     context.close()
     assert page.problems == []

@@ -12,6 +12,8 @@ from playwright.sync_api import Browser, expect
 
 from tests.support.browser import VoicePage
 from tests.support.closed_server import Closed, closed_server
+from tests.support.speech_clips import SPEECH
+from tests.support.voices import PitchSpeakers
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting'")
@@ -19,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting'")
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Closed]:
-    with closed_server() as running:
+    with closed_server(speakers=PitchSpeakers()) as running:
         yield running
 
 
@@ -49,7 +51,16 @@ def test_the_setup_link_leads_to_a_talk_and_logging_out_ends_it(page: VoicePage,
     page.page.get_by_text("Welcome to your server.").wait_for()
     page.wait_inside("voice.player.position.played > 0")  # the worklets run under the page's policy
     page.wait_inside("voice.mic !== null")
-    assert page.problems == []  # no script and no socket was blocked
+    page.page.get_by_role("tab", name="My voices").click()
+    page.page.locator("#drop").wait_for()
+    page.page.locator("#file").set_input_files(SPEECH / "jfk.flac")
+    expect(page.page.get_by_role("slider", name="End of the selection")).to_have_attribute("aria-valuetext", "11.0 s")
+    page.button("Check this recording").click()
+    expect(page.page.locator("#grade")).to_be_visible()
+    page.page.get_by_text("Voices of this server").click()
+    page.button("Listen to Anna").click()
+    page.wait_inside("voice.voicesTab.sounds.playing === 'anna'")
+    assert page.problems == []  # no script, no socket, no sound and no upload was blocked
     page.button("Log out").click()
     expect(page.page).to_have_url(f"{server.url}/login")
     page.page.goto(server.url)

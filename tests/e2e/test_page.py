@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, Playwright, expect
 from tests.support.browser import VoicePage, chromium
 from tests.support.scripted_server import REPLY, SENTENCE_S, Running
 from tests.support.tcp_proxy import tcp_proxy
+from tests.support.widget_page import PATH as WIDGET
 
 WHOLE = " ".join(REPLY)
 RATE = 24_000
@@ -101,12 +102,12 @@ def assert_silent_after_interruption(page: VoicePage, scripted: Running) -> None
     assert page.messages()[1][1] == REPLY[0]
 
 
-def test_the_interrupt_button_silences_at_once_and_the_talk_goes_on(page: VoicePage, scripted: Running) -> None:
+def test_the_interrupt_button_silences_at_once_and_the_talk_goes_on(widget: VoicePage, scripted: Running) -> None:
     scripted.server.sentence_s = LONG_S
-    page.type("How big is the sun?")
-    page.page.locator(".message.assistant").wait_for()
-    page.button("Interrupt").click()
-    assert_silent_after_interruption(page, scripted)
+    widget.type("How big is the sun?")
+    widget.page.locator(".message.assistant").wait_for()
+    widget.button("Interrupt").click()
+    assert_silent_after_interruption(widget, scripted)
 
 
 def test_escape_interrupts_from_anywhere(page: VoicePage, scripted: Running) -> None:
@@ -117,19 +118,19 @@ def test_escape_interrupts_from_anywhere(page: VoicePage, scripted: Running) -> 
     assert_silent_after_interruption(page, scripted)
 
 
-def test_a_flush_of_the_server_drops_what_is_still_on_its_way(page: VoicePage, scripted: Running) -> None:
+def test_a_flush_of_the_server_drops_what_is_still_on_its_way(widget: VoicePage, scripted: Running) -> None:
     scripted.server.sentence_s = LONG_S
-    page.type("How big is the sun?")
-    page.page.locator(".message.assistant").wait_for()
-    page.inside("voice.socket.onEvent({ type: 'voicepod.flush', turn: 1 })")
-    page.wait_inside("voice.player.mode === 'idle'")
-    played = page.played()
+    widget.type("How big is the sun?")
+    widget.page.locator(".message.assistant").wait_for()
+    widget.inside("voice.socket.onEvent({ type: 'voicepod.flush', turn: 1 })")
+    widget.wait_inside("voice.player.mode === 'idle'")
+    played = widget.played()
     for first in range(0, RATE, 960):
-        assert page.inside(f"voice.player.play(1, {first}, new Int16Array(960))") is False
-    page.inside("voice.player.output.post({ type: 'audio', turn: 1, first: 0, pcm: new Int16Array(9600) })")
-    page.type("And the moon?")
-    page.wait_for_state("speaking")
-    assert [piece for piece in page.played() if piece["turn"] == 1] == played
+        assert widget.inside(f"voice.player.play(1, {first}, new Int16Array(960))") is False
+    widget.inside("voice.player.output.post({ type: 'audio', turn: 1, first: 0, pcm: new Int16Array(9600) })")
+    widget.type("And the moon?")
+    widget.wait_for_state("speaking")
+    assert [piece for piece in widget.played() if piece["turn"] == 1] == played
 
 
 def test_an_example_question_needs_no_microphone(playwright_sync: Playwright, scripted: Running) -> None:
@@ -172,73 +173,73 @@ def test_a_page_without_https_says_how_to_get_it_and_still_answers(
         assert assert_seamless(page.played(), 1) == len(scripted.server.talk.audio)
 
 
-def test_a_lost_microphone_is_explained_and_taken_again(page: VoicePage, scripted: Running) -> None:
-    page.button("Start").click()
-    page.wait_for_state("listening")
-    page.inside("voice.mic.stream.getAudioTracks()[0].dispatchEvent(new Event('ended'))")
-    expect(page.page.get_by_role("alert")).to_contain_text("The microphone is gone")
-    page.button("Use another microphone").click()
-    page.wait_for_state("listening")
-    expect(page.page.get_by_role("alert")).to_be_hidden()
+def test_a_lost_microphone_is_explained_and_taken_again(widget: VoicePage, scripted: Running) -> None:
+    widget.button("Start").click()
+    widget.wait_for_state("listening")
+    widget.inside("voice.mic.stream.getAudioTracks()[0].dispatchEvent(new Event('ended'))")
+    expect(widget.page.get_by_role("alert")).to_contain_text("The microphone is gone")
+    widget.button("Use another microphone").click()
+    widget.wait_for_state("listening")
+    expect(widget.page.get_by_role("alert")).to_be_hidden()
     assert len(scripted.server.talks) == 1
 
 
-def test_hold_to_talk_sends_only_while_held_and_asks_for_an_answer(page: VoicePage, scripted: Running) -> None:
-    page.open_settings()
-    page.page.get_by_role("radio", name="Hold to talk").check(force=True)
-    page.page.locator("#settings > summary").click()
-    page.button("Start").click()
-    page.wait_for_state("listening")
-    assert session_of(page, scripted)["audio"]["input"]["turn_detection"] is None
-    page.wait_inside("voice.preroll.length === 15")
+def test_hold_to_talk_sends_only_while_held_and_asks_for_an_answer(widget: VoicePage, scripted: Running) -> None:
+    widget.open_settings()
+    widget.page.get_by_role("radio", name="Hold to talk").check(force=True)
+    widget.page.locator("#settings > summary").click()
+    widget.button("Start").click()
+    widget.wait_for_state("listening")
+    assert session_of(widget, scripted)["audio"]["input"]["turn_detection"] is None
+    widget.wait_inside("voice.uplink.preroll.length === 15")
     assert scripted.server.talk.n_mic_samples == 0
-    page.page.locator("h1").click()
-    page.page.keyboard.down("Space")
-    page.wait_for_state("hearing")
-    wait_until(page, lambda: scripted.server.talk.n_mic_samples > 16000)
-    page.page.keyboard.up("Space")
-    page.page.locator(".message.assistant").wait_for()
+    widget.page.locator("h1").click()
+    widget.page.keyboard.down("Space")
+    widget.wait_for_state("hearing")
+    wait_until(widget, lambda: scripted.server.talk.n_mic_samples > 16000)
+    widget.page.keyboard.up("Space")
+    widget.page.locator(".message.assistant").wait_for()
     kinds = [event["type"] for event in scripted.server.talk.received if event["type"] != "voicepod.ping"]
     assert kinds.index("input_audio_buffer.commit") < kinds.index("response.create")
     sent = scripted.server.talk.n_mic_samples
-    button = page.button("Hold to talk")
+    button = widget.button("Hold to talk")
     box = button.bounding_box()
     assert box is not None
-    page.page.mouse.move(box["x"] + 20, box["y"] + 20)
-    page.page.mouse.down()
-    wait_until(page, lambda: scripted.server.talk.n_mic_samples > sent + 16000)
-    page.page.mouse.up()
-    wait_until(page, lambda: len(events(scripted, "input_audio_buffer.commit")) == 2)
+    widget.page.mouse.move(box["x"] + 20, box["y"] + 20)
+    widget.page.mouse.down()
+    wait_until(widget, lambda: scripted.server.talk.n_mic_samples > sent + 16000)
+    widget.page.mouse.up()
+    wait_until(widget, lambda: len(events(scripted, "input_audio_buffer.commit")) == 2)
     assert events(scripted, "response.cancel"), "talking over a reply interrupts it"
 
 
-def test_space_in_the_text_box_is_a_space(page: VoicePage, scripted: Running) -> None:
-    page.open_settings()
-    page.page.get_by_role("radio", name="Hold to talk").check(force=True)
-    page.button("Start").click()
-    page.wait_for_state("listening")
-    page.page.get_by_role("textbox", name="Message").click()
-    page.page.keyboard.type("a b")
-    expect(page.page.get_by_role("textbox", name="Message")).to_have_value("a b")
+def test_space_in_the_text_box_is_a_space(widget: VoicePage, scripted: Running) -> None:
+    widget.open_settings()
+    widget.page.get_by_role("radio", name="Hold to talk").check(force=True)
+    widget.button("Start").click()
+    widget.wait_for_state("listening")
+    widget.page.get_by_role("textbox", name="Message").click()
+    widget.page.keyboard.type("a b")
+    expect(widget.page.get_by_role("textbox", name="Message")).to_have_value("a b")
     assert not events(scripted, "input_audio_buffer.commit")
 
 
-def test_mute_sends_nothing_and_says_so(page: VoicePage, scripted: Running) -> None:
-    page.button("Start").click()
-    page.wait_for_state("listening")
-    wait_until(page, lambda: scripted.server.talk.n_mic_samples > 0)
-    page.button("Mute").click()
-    expect(page.page.locator("#mute")).to_have_attribute("aria-pressed", "true")
-    page.wait_for_state("muted")
-    page.type("Hello")  # comes after all sound that was on its way
-    wait_until(page, lambda: len(events(scripted, "conversation.item.create")) == 1)
+def test_mute_sends_nothing_and_says_so(widget: VoicePage, scripted: Running) -> None:
+    widget.button("Start").click()
+    widget.wait_for_state("listening")
+    wait_until(widget, lambda: scripted.server.talk.n_mic_samples > 0)
+    widget.button("Mute").click()
+    expect(widget.page.locator("#mute")).to_have_attribute("aria-pressed", "true")
+    widget.wait_for_state("muted")
+    widget.type("Hello")  # comes after all sound that was on its way
+    wait_until(widget, lambda: len(events(scripted, "conversation.item.create")) == 1)
     before = scripted.server.talk.n_mic_samples
-    page.page.locator(".message.assistant").wait_for()
-    page.type("Hello again")
-    wait_until(page, lambda: len(events(scripted, "conversation.item.create")) == 2)
+    widget.page.locator(".message.assistant").wait_for()
+    widget.type("Hello again")
+    wait_until(widget, lambda: len(events(scripted, "conversation.item.create")) == 2)
     assert scripted.server.talk.n_mic_samples == before
-    page.button("Unmute").click()
-    wait_until(page, lambda: scripted.server.talk.n_mic_samples > before + 16000)
+    widget.button("Unmute").click()
+    wait_until(widget, lambda: scripted.server.talk.n_mic_samples > before + 16000)
 
 
 def test_a_cut_network_is_bridged_and_the_reply_goes_on_where_it_stopped(
@@ -279,26 +280,26 @@ def test_a_reload_goes_on_with_the_conversation(page: VoicePage, scripted: Runni
     assert len(scripted.server.talks) == 1
 
 
-def test_a_full_house_counts_down_and_lets_the_page_in(page: VoicePage, scripted: Running) -> None:
+def test_a_full_house_counts_down_and_lets_the_page_in(widget: VoicePage, scripted: Running) -> None:
     scripted.server.busy_retry_s = 2
-    page.button("Start").click()
-    alert = page.page.get_by_role("alert")
+    widget.button("Start").click()
+    alert = widget.page.get_by_role("alert")
     expect(alert).to_contain_text("All seats are taken")
     expect(alert.locator(".count")).to_contain_text("next try in")
     scripted.server.busy_retry_s = None
-    page.wait_for_state("listening")
+    widget.wait_for_state("listening")
     expect(alert).to_be_hidden()
 
 
-def test_a_conversation_that_went_on_in_another_tab_is_not_fought_over(page: VoicePage, scripted: Running) -> None:
-    page.button("Start").click()
-    page.wait_for_state("listening")
+def test_a_conversation_that_went_on_in_another_tab_is_not_fought_over(widget: VoicePage, scripted: Running) -> None:
+    widget.button("Start").click()
+    widget.wait_for_state("listening")
     scripted.close_socket(4409)
-    expect(page.page.get_by_role("alert")).to_contain_text("went on in another tab")
-    page.wait_for_state("idle")
-    page.wait_inside("voice.mic.open === false")
-    page.button("Start here").click()
-    page.wait_for_state("listening")
+    expect(widget.page.get_by_role("alert")).to_contain_text("went on in another tab")
+    widget.wait_for_state("idle")
+    widget.wait_inside("voice.mic.open === false")
+    widget.button("Start here").click()
+    widget.wait_for_state("listening")
     assert len(scripted.server.talks) == 2
 
 
@@ -308,7 +309,7 @@ def test_a_page_that_waits_for_models_asks_for_one_token_which_makes_them_load(
     scripted.server.tokens.clear()
     waiting = [{"kind": "llm", "name": "llamacpp", "state": "waiting", "seconds": 0.0}]
     scripted.server.startup = {"state": "loading", "engines": waiting}
-    page = VoicePage(silent_browser.new_context(), scripted.url).open()
+    page = VoicePage(silent_browser.new_context(), scripted.url + WIDGET).open()
     loading = page.page.locator("#loading")
     expect(loading).to_contain_text("waiting")
     wait_until(page, lambda: len(scripted.server.tokens) == 1)
@@ -326,7 +327,7 @@ def test_the_loading_screen_shows_each_model_until_the_server_is_ready(
         {"kind": "llm", "name": "llamacpp", "state": "loading", "seconds": 1.0},
     ]
     scripted.server.startup = {"state": "loading", "engines": models}
-    page = VoicePage(silent_browser.new_context(), scripted.url).open()
+    page = VoicePage(silent_browser.new_context(), scripted.url + WIDGET).open()
     loading = page.page.locator("#loading")
     expect(loading).to_contain_text("Speech recognition (faster_whisper)ready in 2.5 s")
     expect(loading).to_contain_text("1 of 2 are ready")
@@ -337,57 +338,57 @@ def test_the_loading_screen_shows_each_model_until_the_server_is_ready(
     page.context.close()
 
 
-def test_settings_reach_the_server_and_are_remembered(page: VoicePage, scripted: Running) -> None:
-    page.button("Start").click()
-    page.wait_for_state("listening")
-    page.open_settings()
-    select = page.page.get_by_label
+def test_settings_reach_the_server_and_are_remembered(widget: VoicePage, scripted: Running) -> None:
+    widget.button("Start").click()
+    widget.wait_for_state("listening")
+    widget.open_settings()
+    select = widget.page.get_by_label
     languages = ["Automatic", "English", "French", "German (understood, answered in English)"]
     expect(select("Language", exact=True).locator("option")).to_have_text(languages)
-    expect(page.page.locator("#language-hint")).to_contain_text("recognised anew in every utterance")
+    expect(widget.page.locator("#language-hint")).to_contain_text("recognised anew in every utterance")
     select("Persona").select_option("Pirate")
     select("Language", exact=True).select_option("French")
-    page.page.locator("#patience").fill("900")
-    page.page.locator("#speed").fill("1.25")
-    page.page.get_by_role("switch", name="I use headphones").check(force=True)
-    session = session_of(page, scripted)
-    wait_until(page, lambda: bool(session["voicepod"]["headphones"]))
+    widget.page.locator("#patience").fill("900")
+    widget.page.locator("#speed").fill("1.25")
+    widget.page.get_by_role("switch", name="I use headphones").check(force=True)
+    session = session_of(widget, scripted)
+    wait_until(widget, lambda: bool(session["voicepod"]["headphones"]))
     assert session["audio"]["output"]["voice"] == "ff_siwis"
     assert session["audio"]["output"]["speed"] == 1.25
     assert session["audio"]["input"]["transcription"]["language"] == "fr"
     assert session["audio"]["input"]["turn_detection"]["silence_duration_ms"] == 900
     assert session["instructions"] == "You are a pirate. Always answer in French."
-    page.button("End").click()
-    page.page.reload(wait_until="domcontentloaded")
-    page.page.locator("[data-ready=true]").wait_for(state="attached")
-    assert page.inside("voice.settings.patienceMs") == 900
-    expect(page.page.get_by_label("Persona")).to_have_value("Pirate")
+    widget.button("End").click()
+    widget.page.reload(wait_until="domcontentloaded")
+    widget.page.locator("[data-ready=true]").wait_for(state="attached")
+    assert widget.inside("voice.settings.patienceMs") == 900
+    expect(widget.page.get_by_label("Persona")).to_have_value("Pirate")
 
 
-def test_the_transcript_and_the_sound_can_be_kept(page: VoicePage, scripted: Running) -> None:
-    page.button("Start").click()
-    page.wait_for_state("listening")
-    page.type("How big is the sun?")
-    expect(page.page.locator(".latency")).to_have_count(1)
-    assert page.download("txt").decode() == f"You: How big is the sun?\n\nVoicepod: {WHOLE}\n"
-    kept = json.loads(page.download("json"))
+def test_the_transcript_and_the_sound_can_be_kept(widget: VoicePage, scripted: Running) -> None:
+    widget.button("Start").click()
+    widget.wait_for_state("listening")
+    widget.type("How big is the sun?")
+    expect(widget.page.locator(".latency")).to_have_count(1)
+    assert widget.download("txt").decode() == f"You: How big is the sun?\n\nVoicepod: {WHOLE}\n"
+    kept = json.loads(widget.download("json"))
     assert [message["role"] for message in kept["messages"]] == ["user", "assistant"]
     assert kept["messages"][1]["latency_ms"]["asr"] == 140
-    assert page.download("srt").decode().count(" --> ") == 2
-    samples, rate = soundfile.read(io.BytesIO(page.download("wav")))
+    assert widget.download("srt").decode().count(" --> ") == 2
+    samples, rate = soundfile.read(io.BytesIO(widget.download("wav")))
     assert rate == RATE
     assert samples.shape[1] == 2
     reply = samples[:, 1]
     assert (abs(reply) > 0.01).sum() > 0.8 * len(scripted.server.talk.audio)
 
 
-def test_a_new_conversation_starts_empty(page: VoicePage, scripted: Running) -> None:
-    page.type("How big is the sun?")
-    page.page.locator(".message.assistant").wait_for()
-    page.button("New").click()
-    expect(page.page.locator(".message")).to_have_count(0)
-    wait_until(page, lambda: scripted.server.talk.items == [])
-    expect(page.page.locator("#welcome")).to_be_visible()
+def test_a_new_conversation_starts_empty(widget: VoicePage, scripted: Running) -> None:
+    widget.type("How big is the sun?")
+    widget.page.locator(".message.assistant").wait_for()
+    widget.button("New").click()
+    expect(widget.page.locator(".message")).to_have_count(0)
+    wait_until(widget, lambda: scripted.server.talk.items == [])
+    expect(widget.page.locator("#welcome")).to_be_visible()
 
 
 def test_the_page_works_from_the_keyboard(page: VoicePage, scripted: Running) -> None:
@@ -407,11 +408,11 @@ def test_the_page_works_from_the_keyboard(page: VoicePage, scripted: Running) ->
     page.wait_inside("voice.root.activeElement?.id === 'start'")
 
 
-def test_every_control_has_a_name(page: VoicePage) -> None:
-    page.open_settings()
+def test_every_control_has_a_name(widget: VoicePage) -> None:
+    widget.open_settings()
     controls = "[...voice.root.querySelectorAll('button, input, select, summary, [role=meter]')]"
     named = "(c.getAttribute('aria-label') || c.labels?.[0]?.textContent || c.textContent).trim()"
-    assert page.inside(f"{controls}.filter((c) => !{named}).map((c) => c.outerHTML)") == []
+    assert widget.inside(f"{controls}.filter((c) => !{named}).map((c) => c.outerHTML)") == []
 
 
 def test_a_phone_shows_start_without_scrolling_sideways(playwright_sync: Playwright, scripted: Running) -> None:

@@ -130,7 +130,8 @@ def test_health_shows_only_a_state(server: Closed) -> None:
     with server.browser() as stranger:
         assert stranger.get("/ping").content == b""
         assert stranger.get("/health/live").json() == {"state": "live"}
-        assert stranger.get("/health/ready").json() == {"state": "ready", "reason": ""}
+        for path in ("/health/ready", "/health/startup", "/api/health"):
+            assert stranger.get(path).json() == {"state": "ready"}
 
 
 def test_the_operators_token_reads_figures_and_is_new_at_each_start(server: Closed) -> None:
@@ -398,7 +399,7 @@ async def test_a_flood_of_messages_ends_the_socket_and_says_when_to_come_back() 
         limiter = access.limiter
         async with connected(live.url, additional_headers=bearer(key)) as client:
             await client.until("session.created")
-            (principal,) = access.live._ended.values()
+            (principal,) = access.live._sockets.values()
             await limiter.spend(principal, "message", 59_900)  # all but a hundred of this minute
             for _ in range(200):
                 await client.send("input_audio_buffer.clear")

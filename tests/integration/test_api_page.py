@@ -18,12 +18,14 @@ from pipeline.engines.base import Engines
 from tests.support.live_server import scripted_settings
 from tests.support.rest import BriefTts, TimedAsr, ToneTts, a_file, rest_server
 from tests.support.scripted import ScriptedAsr, ScriptedLlm, ScriptedVad
+from tests.support.voices import PitchSpeakers, recording
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 # What raises the codes of the HTTP routes; those of a talk stand in docs/protocol.md.
 SOURCES = [*(ROOT / "api" / "rest").glob("*.py"), ROOT / "api" / "uploads.py", ROOT / "pipeline" / "reading.py"]
 SOURCES += [ROOT / "pipeline" / name for name in ("untrusted_audio.py", "untrusted_text.py", "audio_containers.py")]
+SOURCES += [*(ROOT / "api" / "voices").glob("*.py"), ROOT / "pipeline" / "matching.py"]
 
 
 def examples() -> list[str]:
@@ -34,9 +36,10 @@ def examples() -> list[str]:
 
 async def test_every_example_runs(tmp_path: Path) -> None:
     (tmp_path / "question.wav").write_bytes(a_file(2.0))
+    (tmp_path / "my-voice.wav").write_bytes(recording(7.0))
     lasting = "\n".join(command if "=$(" in command else f"{{ {command}\n}}" for command in examples())
     async with rest_server(
-        access={"mode": "keys"}, asr=TimedAsr(delay_s=0.0), llm=ScriptedLlm(), tts=ToneTts()
+        access={"mode": "keys"}, asr=TimedAsr(delay_s=0.0), llm=ScriptedLlm(), tts=ToneTts(), speakers=PitchSpeakers()
     ) as rest:
         store = rest.live.server.store
         owner = await store.write(lambda db: keys.owner_named(db, "reader", now_s=0.0, create=True))
@@ -54,7 +57,7 @@ async def test_every_example_runs(tmp_path: Path) -> None:
         )
         output, errors = (text.decode() for text in await asyncio.wait_for(shell.communicate(), 60))
     assert shell.returncode == 0, errors
-    for made in ("fox.mp3", "morning.flac", "morning.wav", "answer.wav", "answer.mp3"):
+    for made in ("fox.mp3", "morning.flac", "morning.wav", "answer.wav", "answer.mp3", "mine.wav", "reference.wav"):
         assert (tmp_path / made).stat().st_size > 1000, made
     for told in ("transcript.text.done", "-->", "WEBVTT", '"type":"done"', "/v1/audio/speech", "average_response_time"):
         assert told in output, told

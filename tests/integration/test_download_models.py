@@ -404,16 +404,19 @@ def test_wrong_usage_ends_with_status_2(models_dir: Path, arguments: Sequence[st
     assert ended.value.code == 2
 
 
+SMALL = ("resemblyzer", "perth-implicit")
+
+
 @pytest.mark.parametrize(
     ("arguments", "ids"),
     [
-        ([], ["silero-vad", "whisper-base", "qwen2.5-coder-0.5b-instruct", "kokoro-82m"]),
-        (["--profile", "gpu"], ["silero-vad", "whisper-base", "qwen2.5-coder-0.5b-instruct", "kokoro-82m"]),
-        (["--llm", "quality"], ["silero-vad", "whisper-base", "qwen2.5-coder-1.5b-instruct", "kokoro-82m"]),
+        ([], ["silero-vad", "whisper-base", "qwen2.5-coder-0.5b-instruct", "kokoro-82m", *SMALL]),
+        (["--profile", "gpu"], ["silero-vad", "whisper-base", "qwen2.5-coder-0.5b-instruct", "kokoro-82m", *SMALL]),
+        (["--llm", "quality"], ["silero-vad", "whisper-base", "qwen2.5-coder-1.5b-instruct", "kokoro-82m", *SMALL]),
         (["--model", "piper-joe", "--model", "whisper-tiny.en"], ["whisper-tiny.en", "piper-joe"]),
         (
             ["--llm", f"hub:some/chat@{COMMIT}/a.gguf"],
-            ["silero-vad", "whisper-base", "kokoro-82m", CUSTOM_LLM_ID],
+            ["silero-vad", "whisper-base", "kokoro-82m", *SMALL, CUSTOM_LLM_ID],
         ),
         (["--all"], [m.id for m in load_manifest().models]),
     ],

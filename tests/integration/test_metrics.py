@@ -179,7 +179,7 @@ async def test_the_log_has_one_line_a_turn_whose_parts_sum_to_the_total_and_no_w
 @pytest.mark.looptime(noop_cycles=2)
 async def test_the_log_says_once_that_a_conversation_started(logged: list[Any]) -> None:
     async with Talk() as talk:
-        talk.session._listeners = (log_event,)  # live, since it looks at the history of the moment
+        talk.session._observers = (log_event,)  # live, since it looks at the history of the moment
         for _ in range(2):
             await talk.say(1.0)
             await talk.quiet()

@@ -202,6 +202,33 @@ async def test_a_session_that_answers_takes_no_second_question(rest: Rest) -> No
     assert await sessions_of(rest) == []
 
 
+async def test_a_typed_question_is_answered_aloud_in_the_same_talk(rest: Rest) -> None:
+    rest.live.asr.texts, rest.live.llm.replies = ["hello"], ["Hi.", "It is big."]
+    session = (await ask(rest)).headers["voicepod-session"]
+    params = {"format": "pcm", "session": session, "stream_format": "sse"}
+    text = {"content-type": "text/plain; charset=utf-8"}
+    answer = await rest.client.post("/api/converse", content="How big is the sun?", params=params, headers=text)
+    told = [json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if line]
+    assert told[0] == {"type": "session", "session": session, "sample_rate": TTS_RATE}
+    assert told[-1] == {"type": "done", "transcript": "How big is the sun?", "reply": "It is big."}
+    assert len(base64.b64decode("".join(e["audio"] for e in told if e["type"] == "audio"))) > TTS_RATE // 10
+    assert [message.content for message in rest.live.llm.asked[1]][1:] == ["hello", "Hi.", "How big is the sun?"]
+
+
+async def test_a_talk_may_begin_with_a_typed_question(rest: Rest) -> None:
+    rest.live.llm.replies = ["It is big."]
+    answer = await rest.client.post("/api/converse", content="How big?", headers={"content-type": "text/plain"})
+    assert answer.status_code == 200
+    assert answer.content.startswith(b"RIFF")
+
+
+@pytest.mark.parametrize(("typed", "status"), [("", 400), ("  \n", 400), ("\x00\x07", 400), ("x" * 2001, 413)])
+async def test_a_typed_question_without_words_or_without_end_is_refused(rest: Rest, typed: str, status: int) -> None:
+    answer = await rest.client.post("/api/converse", content=typed, headers={"content-type": "text/plain"})
+    assert answer.status_code == status
+    assert await sessions_of(rest) == []
+
+
 async def test_sessions_belong_to_their_owner(rest: Rest, monkeypatch: pytest.MonkeyPatch) -> None:
     session = (await ask(rest)).headers["voicepod-session"]
 

@@ -607,6 +607,44 @@ async def test_an_echo_of_the_last_words_is_no_utterance_even_when_the_reply_has
         assert [event.reason for event in talk.all(events.UtteranceDropped)] == ["echo"]
 
 
+async def test_an_echo_of_a_reply_that_may_not_be_interrupted_is_no_utterance() -> None:
+    said = ["tell me a story", "an old man lived there with his dog"]
+    async with Talk(said=said, replies=[STORY, "What?"], options={"turn_detection": SLOW_TO_END}) as talk:
+        await talk.say(0.6)
+        await talk.until(events.ReplyCaption, n=2)
+        await talk.hush(1.0)
+        await talk.say(0.8)
+        await talk.quiet()
+        assert [dropped.reason for dropped in talk.all(events.UtteranceDropped)] == ["echo"]
+        assert talk.history() == [("user", "tell me a story"), ("assistant", STORY)]
+
+
+async def test_words_are_answered_when_those_that_overtook_them_could_not_be_transcribed() -> None:
+    failure = EngineFailed("no", stage="asr")
+    talk = Talk(said=["what is the capital", failure], replies=["Paris."])
+    talk.asr.delay_s = 1.0
+    async with talk:
+        await talk.say(0.4)
+        await talk.hush(0.8)
+        await talk.say(0.4)
+        await talk.quiet()
+        assert [failed.error for failed in talk.all(events.TranscriptFailed)] == [failure]
+        assert talk.history() == [("user", "what is the capital"), ("user", ""), ("assistant", "Paris.")]
+        told = [done.turn_id for done in talk.all(events.TurnDone)]
+        assert sorted(told) == sorted(set(told))
+
+
+async def test_a_reply_asked_for_words_that_could_not_be_transcribed_ends_as_failed() -> None:
+    async with Talk(said=[EngineFailed("no", stage="asr")], options={"turn_detection": None}) as talk:
+        talk.session.feed(spoken_audio(0.5))
+        talk.session.commit()
+        talk.session.respond()
+        await talk.quiet()
+        assert [finished.status for finished in talk.all(events.ReplyFinished)] == ["failed"]
+        assert [done.record.outcome for done in talk.all(events.TurnDone)] == ["failed"]
+        assert len(talk.all(events.TurnFailed)) == 1
+
+
 async def test_a_cut_text_reply_is_not_repeated_after_a_cough() -> None:
     talk = Talk(said=["tell me", ""], replies=["word " * 60], options={"modality": "text"})
     async with talk:

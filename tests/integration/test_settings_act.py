@@ -15,12 +15,15 @@ import websockets
 
 from pipeline.audio import AudioChunk, file_bytes
 from pipeline.engines import asr_faster_whisper
-from pipeline.engines.base import create_engine
+from pipeline.engines.base import Engines, create_engine
+from pipeline.engines.marking import MarkingTts
 from pipeline.errors import ConfigError
 from scripts import talk
 from settings import Settings
 from tests.support.client import connected
 from tests.support.live_server import Live, live_server, scripted_settings
+from tests.support.rest import a_file
+from tests.support.scripted import ScriptedAsr
 
 FOREIGN = "https://desk.example"
 
@@ -219,3 +222,28 @@ def test_audio_sample_rate_and_format_act_in_the_answer_file(
     samples, _ = soundfile.read(str(answer))
     assert info.duration == pytest.approx(1.0, abs=0.001)
     assert np.abs(np.fft.rfft(samples)).argmax() == pytest.approx(440, abs=1)
+
+
+@pytest.mark.parametrize(("watermark", "is_marking"), [("cloned", False), ("all", True), ("off", False)])
+def test_watermark_acts(watermark: str, is_marking: bool) -> None:
+    engines = Engines.from_settings(scripted_settings(voices={"watermark": watermark}))
+    assert isinstance(engines.tts, MarkingTts) is is_marking  # Kokoro has no cloned voices
+
+
+@pytest.mark.parametrize(("days", "n_sessions"), [(30, 1), (0, 0)])
+async def test_history_days_acts(days: int, n_sessions: int) -> None:
+    async with live_server(scripted_settings(storage={"history_days": days})) as live:
+        async with connected(live.url) as client:
+            await client.until("session.created")
+        assert await live.server.history.counts("local") == (n_sessions, 0)
+
+
+@pytest.mark.parametrize(("days", "heard"), [(0, None), (7, "what was said")])
+async def test_words_days_acts(days: int, heard: str | None) -> None:
+    asr = ScriptedAsr(["what was said"], delay_s=0.0)
+    async with live_server(scripted_settings(storage={"words_days": days}), asr=asr) as live:
+        async with httpx.AsyncClient(base_url=live.http, headers={"Origin": live.http}, timeout=20) as http:
+            answer = await http.post("/api/converse", content=a_file())
+            assert answer.status_code == 200, answer.text
+        (session,) = await live.server.history.of_owner("local")
+        assert [turn["heard"] for turn in session["turns"]] == [heard]

@@ -18,7 +18,7 @@ STOP_S = 30.0  # only a fault takes so long
 UNLOADED = ("--set", "performance.preload_models=false", "--set", "network.shutdown_grace_s=300")
 
 REQUEST = (
-    b"POST /gradio_api/queue/join HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n"
+    b"POST /gradio_api/run/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n"
     b"Content-Type: application/json\r\nExpect: 100-continue\r\n\r\n"
 )
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ import ui
 from api.access import first_start
 from api.application import Server
 from pipeline.engines.base import Engines
+from pipeline.sample_quality import Speakers
 from settings import Settings
 from tests.support.scripted import ScriptedAsr, ScriptedLlm, ScriptedTts, ScriptedVad
 
@@ -52,13 +53,19 @@ class Closed:
 
         return asyncio.run_coroutine_threadsafe(asked(), self.loop).result(10)
 
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` gives, awaited in the server's event loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
+
     def browser(self) -> httpx.Client:
         """A client that keeps cookies and says where it comes from, as a browser does."""
         return httpx.Client(base_url=self.url, headers={"Origin": self.url}, timeout=20)
 
 
 @contextlib.contextmanager
-def closed_server(host: str = "127.0.0.1", **sections: dict[str, Any]) -> Iterator[Closed]:
+def closed_server(
+    host: str = "127.0.0.1", *, speakers: Speakers | None = None, **sections: dict[str, Any]
+) -> Iterator[Closed]:
     """Serve until the block ends."""
     with tempfile.TemporaryDirectory(prefix="voicepod-test-") as folder:
         directory = Path(folder) / "data"
@@ -69,9 +76,12 @@ def closed_server(host: str = "127.0.0.1", **sections: dict[str, Any]) -> Iterat
         engines = Engines(
             ScriptedVad(), ScriptedAsr(delay_s=0.02), llm, ScriptedTts(first_audio_s=0.02, real_time_factor=0.05)
         )
-        server = Server(settings, engines)
+        server = Server(settings, engines, speakers=lambda: speakers)
         page = ui.PageContext(
-            metrics=server.page_metrics, session_figures=server.metrics.session_figures, can_log_out=True
+            metrics=server.page_metrics,
+            session_figures=server.page_session_figures,
+            can_log_out=True,
+            has_socket=settings.network.websocket_enabled,
         )
         ui.mount(server.app, page, guard=server.guard)
         said = first_start.words(settings, server.store, now_s=server.access.now())

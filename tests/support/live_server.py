@@ -15,6 +15,7 @@ import uvicorn
 
 from api.application import Server
 from pipeline.engines.base import Engines
+from pipeline.sample_quality import Speakers
 from settings import Settings
 from tests.support.scripted import ScriptedAsr, ScriptedLlm, ScriptedTts, ScriptedVad
 
@@ -64,6 +65,7 @@ async def live_server(
     asr: ScriptedAsr | None = None,
     llm: ScriptedLlm | None = None,
     tts: ScriptedTts | None = None,
+    speakers: Speakers | None = None,
     until_ready: bool = True,
 ) -> AsyncIterator[Live]:
     """Serve until the block ends; the engines answer much faster than real ones."""
@@ -75,7 +77,7 @@ async def live_server(
     asr = asr or ScriptedAsr(delay_s=0.02)
     llm = llm or ScriptedLlm(first_token_s=0.02, token_s=0.002)
     tts = tts or ScriptedTts(first_audio_s=0.02, real_time_factor=0.05)
-    server = Server(settings, Engines(ScriptedVad(), asr, llm, tts))
+    server = Server(settings, Engines(ScriptedVad(), asr, llm, tts), speakers=lambda: speakers)
     network = settings.network
     http = _Quiet(
         uvicorn.Config(

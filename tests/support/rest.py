@@ -27,7 +27,7 @@ class Rest:
 @contextlib.asynccontextmanager
 async def rest_server(*, until_ready: bool = True, **how: Any) -> AsyncIterator[Rest]:
     """Serve until the block ends. Engines by name, every other argument is a section of the settings."""
-    engines = {kind: how.pop(kind) for kind in ("asr", "llm", "tts") if kind in how}
+    engines = {kind: how.pop(kind) for kind in ("asr", "llm", "tts", "speakers") if kind in how}
     settings = scripted_settings(**{"security": {"rate_limiting": False}, **how})
     async with live_server(settings, until_ready=until_ready, **engines) as live:
         async with httpx.AsyncClient(base_url=live.http, timeout=20) as client:

@@ -18,9 +18,13 @@ from typing import Any
 
 import numpy as np
 import uvicorn
-from fastapi import FastAPI, WebSocket, WebSocketDisconnect
+from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
+from fastapi.responses import HTMLResponse
 
 import ui
+from tests.support.scripted_voices import ScriptedVoices
+from tests.support.widget_page import PATH as WIDGET
+from tests.support.widget_page import widget_page
 
 RATE = 24000
 LEAD_S = 1.0
@@ -255,12 +259,15 @@ class ScriptedServer:
     """The app and the switches that a test turns."""
 
     def __init__(self) -> None:
+        self.voices = ScriptedVoices()
         self.reset()
         self.tokens: set[str] = set()
         self.app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-        self.app.add_api_route("/health/startup", self._startup)
+        self.app.add_api_route("/api/startup", self._startup)
         self.app.add_api_route("/api/ticket", self._ticket, methods=["POST"])
         self.app.add_api_websocket_route("/v1/realtime", self._realtime)
+        self.app.include_router(self.voices.router)
+        self.app.add_api_route(WIDGET, self._widget, response_class=HTMLResponse)
         self.demo = ui.mount(self.app, self._page())
 
     def reset(self) -> None:
@@ -273,6 +280,7 @@ class ScriptedServer:
         self.busy_retry_s: float | None = None
         self.startup: dict[str, Any] = {"state": "ready", "engines": []}
         self.n_refused = 0
+        self.voices.reset()
 
     @property
     def talk(self) -> Talk:
@@ -294,12 +302,15 @@ class ScriptedServer:
             personas=PERSONAS,
         )
 
+    async def _widget(self) -> str:
+        return widget_page({"examples": list(EXAMPLES), "personas": PERSONAS})
+
     async def _ticket(self) -> dict[str, str]:
         ticket = secrets.token_urlsafe(16)
         self.tokens.add(ticket)
         return {"ticket": ticket}
 
-    def _figures(self, session_id: str) -> dict[str, Any] | None:
+    def _figures(self, session_id: str, request: Request) -> dict[str, Any] | None:
         for talk in self.talks:
             if talk.id == session_id:
                 return {
@@ -371,6 +382,10 @@ class Running:
         self.server = server
         self.url = url
         self._loop = loop
+
+    def tell(self, event_type: str, **fields: Any) -> None:
+        """Send an event to the newest conversation's page."""
+        asyncio.run_coroutine_threadsafe(self.server.talk.send(event_type, **fields), self._loop).result(5)
 
     def close_socket(self, code: int) -> None:
         """Close the newest conversation's socket with this code."""

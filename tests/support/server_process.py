@@ -52,6 +52,7 @@ class ServerProcess:
             "PYTHONPATH": str(ROOT),
             "VOICEPOD_DATA": str(folder / "data"),
             "VOICEPOD__ACCESS__MODE": "open",
+            "VOICEPOD__LLM__THREADS": "1",  # beside other tests, llama.cpp's threads would wait for each other
         }
         with self._output.open("wb") as output, self._errors.open("wb") as errors:
             self.process = subprocess.Popen(
@@ -92,7 +93,7 @@ class ServerProcess:
 
     def engines(self) -> dict[str, Any]:
         """Kind of engine -> how far it is."""
-        answer = self.ask("/health/startup")
+        answer = self.ask("/api/startup")
         return {engine["kind"]: engine["state"] for engine in answer.json()["engines"]} if answer else {}
 
     def until_live(self) -> ServerProcess:

@@ -112,7 +112,7 @@ class Talk:
             max_lead_s=1.0,
             clock=loop.time,
             new_id=lambda kind: f"{kind}_{next(counter)}",
-            listeners=[lambda session, event: self.told.append(event)],
+            observers=[lambda session, event: self.told.append(event)],
         )
         self._started_at = loop.time()
         self._run = asyncio.create_task(self.session.run())

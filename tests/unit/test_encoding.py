@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import io
+import subprocess
+import wave
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,8 +79,23 @@ async def test_the_first_audio_leaves_before_there_is_a_second_chunk(format: str
 
 
 @pytest.mark.parametrize("format", ["wav", "mp3", "opus", "flac"])
-async def test_the_file_says_that_an_ai_speaks(format: str) -> None:
-    assert AI_LABEL.encode() in (await all_of(encode(speech(0.3), format, 24000)))[:4096]
+async def test_the_file_says_that_an_ai_speaks(format: str, tmp_path: Path) -> None:
+    data = await all_of(encode(speech(0.3), format, 24000))
+    assert AI_LABEL.encode() in data[:4096]
+    (tmp_path / "speech").write_bytes(data)
+    show = f"ffprobe -v error -show_entries format_tags:stream_tags -of json {tmp_path / 'speech'}"
+    told = await asyncio.to_thread(subprocess.check_output, show.split())
+    assert f'"comment": "{AI_LABEL}"' in told.decode()
+
+
+async def test_libraries_read_the_label_of_a_wav_stream_and_all_of_the_speech() -> None:
+    data = await all_of(encode(speech(), "wav", 24000))
+    with soundfile.SoundFile(io.BytesIO(data)) as file:
+        assert file.comment == AI_LABEL
+        assert len(file.read()) == 24000
+    with wave.open(io.BytesIO(data)) as file:
+        assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (24000, 1, 2)
+        assert len(file.readframes(10**6)) == 48000
 
 
 async def test_a_wav_stream_is_read_to_its_end_by_others() -> None:

@@ -197,11 +197,11 @@ def test_every_file_of_our_manifest_has_a_source_without_a_hub() -> None:
     assert [f"{m.id}/{f.name}" for m in manifest.models for f in m.files if not f.parts] == []
 
 
-def test_the_profiles_of_our_manifest_hold_one_engine_of_each_role() -> None:
+def test_the_profiles_of_our_manifest_hold_one_model_of_each_role() -> None:
     manifest = load_manifest()
     for profile in ("cpu", "gpu"):
         roles = sorted(m.role for m in manifest.models if profile in m.profiles)
-        assert roles == ["asr", "llm", "tts", "vad"]
+        assert roles == ["asr", "llm", "speaker", "tts", "vad", "watermark"]
     assert {m.tier for m in manifest.models if m.role == "llm"} == {"default", "quality"}
 
 

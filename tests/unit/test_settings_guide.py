@@ -21,7 +21,6 @@ FIXTURES = ROOT / "tests" / "fixtures" / "admin_guide"
 BLOCKS = {path.stem: json.loads(path.read_text()) for path in sorted(FIXTURES.glob("*.json"))}
 GUIDE_VARIABLES = (FIXTURES / "variables.txt").read_text().split()
 PARTS = {
-    "access control and REST",
     "GPU pod",
     "F5-TTS serverless worker",
     "operations",

@@ -1,6 +1,6 @@
 // The settings panel: fills its menus, keeps the values in the browser, says what changed.
 
-import { languageChoices, languageHint, voiceFor } from "./languages.js";
+import { languageChoices, languageHint, voiceFor, voicesFor } from "./languages.js";
 import { listMicrophones } from "./mic.js";
 import { saveSettings } from "./store.js";
 
@@ -30,7 +30,8 @@ export class Controls {
     Object.assign(this, { $, settings, personas, onChange });
     this.voices = [];
     this.languages = ["auto"];
-    for (const radio of root.querySelectorAll("input[name=mode]")) {
+    this.modes = [...root.querySelectorAll("input[name=mode]")];
+    for (const radio of this.modes) {
       radio.checked = radio.value === settings.mode;
       radio.addEventListener("change", () => this.#set("mode", radio.value));
     }
@@ -54,6 +55,15 @@ export class Controls {
     fill($("language"), [["auto", "Automatic"]], "auto");
     $("language-hint").textContent = "All languages are offered after Start.";
     this.refreshDevices();
+  }
+
+  /** Where nothing hears the end of a question, the talk button tells it. */
+  holdOnly() {
+    this.settings.mode = "hold";
+    for (const radio of this.modes) {
+      radio.checked = radio.value === "hold";
+      radio.disabled = true;
+    }
   }
 
   #set(name, value) {
@@ -87,6 +97,7 @@ export class Controls {
   /** Takes what the server can speak and understand; remembered choices that it lacks fall back to its own. */
   offer({ voices, languages, voice }) {
     this.voices = voices;
+    this.serverVoice = voice;
     this.languages = languages.includes("auto") ? languages : ["auto", ...languages];
     if (!this.languages.includes(this.settings.language)) this.settings.language = "auto";
     const wanted = voices.some(({ id }) => id === this.settings.voice) ? this.settings.voice : voice;
@@ -96,9 +107,28 @@ export class Controls {
     this.#voices();
   }
 
+  /** Takes the voices anew, as one's own come and go; a chosen one that is gone gives way to the server's own. */
+  renew(voices) {
+    this.voices = voices;
+    const gone = this.settings.voice && !voices.some(({ id }) => id === this.settings.voice);
+    if (gone) this.#set("voice", this.serverVoice ?? "");
+    this.#voices();
+  }
+
+  /** Chooses a voice; a language that it does not speak gives way. */
+  choose(id) {
+    const { settings } = this;
+    if (!voicesFor(settings.language, this.voices).some((voice) => voice.id === id)) settings.language = "auto";
+    this.$("language").value = settings.language;
+    settings.voice = id;
+    this.#voices();
+    this.#set("voice", id);
+  }
+
   #voices() {
     const { language, voice } = this.settings;
-    fill(this.$("voice"), this.voices.map(({ id, name }) => [id, name || id]), voice);
+    const unknown = voice ? [] : [["", "Chosen after Start"]];
+    fill(this.$("voice"), [...unknown, ...this.voices.map(({ id, name }) => [id, name || id])], voice);
     this.$("language-hint").textContent = languageHint(language, this.voices);
   }
 

@@ -13,9 +13,11 @@ export function languageName(code) {
 
 const base = (code) => (code ?? "").toLowerCase().split("-")[0];
 
+const spokenBy = (voice) => (voice.languages?.length ? voice.languages : [voice.language]).map(base);
+
 /** The voices that speak `code`; for "auto" all of them. */
 export function voicesFor(code, voices) {
-  return code === "auto" ? voices : voices.filter((voice) => base(voice.language) === base(code));
+  return code === "auto" ? voices : voices.filter((voice) => spokenBy(voice).includes(base(code)));
 }
 
 /** The voice to use for a language: the chosen one if it can, else the first that can, else the chosen one. */

@@ -24,24 +24,25 @@ export function microphonePossible(scope = globalThis) {
   return Boolean(scope.isSecureContext && scope.navigator?.mediaDevices?.getUserMedia);
 }
 
-async function request(deviceId) {
-  const audio = { channelCount: 1, echoCancellation: true, noiseSuppression: true, autoGainControl: true };
+async function request(deviceId, processing) {
+  const audio = { channelCount: 1, echoCancellation: processing, noiseSuppression: processing, autoGainControl: processing };
   if (deviceId) audio.deviceId = { exact: deviceId };
   try {
     return await navigator.mediaDevices.getUserMedia({ audio });
   } catch (error) {
     // The remembered device is gone: any microphone is better than none.
-    if (deviceId && error.name === "OverconstrainedError") return request("");
+    if (deviceId && error.name === "OverconstrainedError") return request("", processing);
     throw new MicError(KINDS[error.name] ?? "failed", error);
   }
 }
 
 export class Microphone {
-  /** onFrame({pcm, rms, at}) for each 20 ms; onLost() when the device goes away. */
-  constructor(context, { onFrame, onLost }) {
-    this.context = context;
-    this.onFrame = onFrame;
-    this.onLost = onLost;
+  /**
+   * onFrame({pcm, rms, at}) for each 20 ms; onLost() when the device goes away. processing: the browser takes out echo
+   * and noise and sets the level, as a conversation needs it.
+   */
+  constructor(context, { onFrame, onLost, rate = MIC_RATE, processing = true }) {
+    Object.assign(this, { context, onFrame, onLost, rate, processing });
     this.stream = null;
   }
 
@@ -52,7 +53,7 @@ export class Microphone {
   /** Opens the device with this id, or the default one for "". Raises MicError. */
   async start(deviceId) {
     if (!microphonePossible()) throw new MicError("insecure");
-    const stream = await request(deviceId);
+    const stream = await request(deviceId, this.processing);
     this.stop();
     this.stream = stream;
     const [track] = stream.getAudioTracks();
@@ -65,7 +66,7 @@ export class Microphone {
     this.node = new AudioWorkletNode(this.context, "voicepod-mic", {
       channelCount: 1,
       channelCountMode: "explicit",
-      processorOptions: { targetRate: MIC_RATE },
+      processorOptions: { targetRate: this.rate },
     });
     this.node.port.onmessage = ({ data }) => this.onFrame(data);
     // It writes nothing, but some browsers only run what leads to the output.

@@ -1,18 +1,7 @@
 // The page's markup. It lives in a shadow root: Gradio's own styles and its DOM patching stop there.
 
-const ICONS = {
-  mic: '<path d="M12 3a3 3 0 0 0-3 3v6a3 3 0 0 0 6 0V6a3 3 0 0 0-3-3Z"/><path d="M5 11a7 7 0 0 0 14 0M12 18v3"/>',
-  stop: '<rect x="6" y="6" width="12" height="12" rx="2.5" fill="currentColor" stroke="none"/>',
-  end: '<path d="M7 7l10 10M17 7 7 17"/>',
-  send: '<path d="m5 12 14-7-5 14-3-6-6-1Z"/>',
-  plus: '<path d="M12 5v14M5 12h14"/>',
-  download: '<path d="M12 4v11m-4.5-4.5L12 15l4.5-4.5M5 20h14"/>',
-  sliders: '<path d="M4 8h9m5 0h2M4 16h2m5 0h9"/><circle cx="15.5" cy="8" r="2.2"/><circle cx="8.5" cy="16" r="2.2"/>',
-};
-
-const icon = (name) =>
-  `<svg viewBox="0 0 24 24" width="20" height="20" fill="none" stroke="currentColor" stroke-width="1.8" ` +
-  `stroke-linecap="round" stroke-linejoin="round" aria-hidden="true">${ICONS[name]}</svg>`;
+import { VOICES } from "./clone-view.js";
+import { icon } from "./icons.js";
 
 const field = (id, label, control, hint = "") =>
   `<div class="field"><label for="${id}">${label}</label>${control}` +
@@ -52,13 +41,17 @@ const TEMPLATE = `
   <header class="head">
     <div class="brand"><span class="mark" aria-hidden="true"><i></i><i></i><i></i></span><div><h1>Voicepod</h1>
       <p>Talk freely. Nothing leaves this server.</p></div></div>
+    <div class="tabs" role="tablist" aria-label="Parts of the page">
+      <button type="button" role="tab" id="tab-talk" aria-controls="panel-talk" aria-selected="true"><span>Talk</span></button>
+      <button type="button" role="tab" id="tab-voices" aria-controls="panel-voices" aria-selected="false" tabindex="-1">My voices</button>
+    </div>
     <p class="rtt" id="rtt" hidden></p>
   </header>
   <section class="notice" id="notice" role="alert" hidden><div><h2></h2><p></p></div><div class="actions"></div></section>
   <section class="loading" id="loading" aria-label="Starting" hidden>
     <h2>Getting the models ready</h2><p id="loading-text" role="status"></p><div class="progress" role="progressbar"
     aria-label="Models ready" aria-valuemin="0"><i></i></div><ul id="engines"></ul></section>
-  <div class="columns">
+  <div class="columns" id="panel-talk" role="tabpanel" aria-labelledby="tab-talk">
     <section class="stage" aria-label="Voice">
       <div class="orb" id="orb" aria-hidden="true"><i class="halo outer"></i><i class="halo"></i><i class="core"></i></div>
       <p class="state" id="state" role="status" aria-live="polite">Ready when you are</p>
@@ -73,6 +66,7 @@ const TEMPLATE = `
         </div>
       </div>
       <div class="meters" id="meters" hidden>${meter("mic-level", "Microphone")}${meter("out-level", "Voice")}</div>
+      <p class="ai">You are talking to an AI; its voice is synthetic.</p>
       ${SETTINGS}
     </section>
     <section class="talk" aria-label="Conversation">
@@ -94,16 +88,20 @@ const TEMPLATE = `
       </form>
     </section>
   </div>
+  ${VOICES}
   <p class="hidden" id="announce" role="status" aria-live="polite"></p>
 </div>`;
 
 /** Builds the page below `host` and gives `$(id)`, which finds its parts, and the root. */
-export async function buildView(host, cssUrl) {
+export async function buildView(host, ...cssUrls) {
   const root = host.shadowRoot ?? host.attachShadow({ mode: "open" });
-  root.innerHTML = `<link rel="stylesheet" href="${cssUrl}">${TEMPLATE}`;
-  const link = root.querySelector("link");
-  await new Promise((resolve) => {
-    link.onload = link.onerror = resolve;
-  });
+  root.innerHTML = cssUrls.map((url) => `<link rel="stylesheet" href="${url}">`).join("") + TEMPLATE;
+  const loaded = [...root.querySelectorAll("link")].map(
+    (link) =>
+      new Promise((resolve) => {
+        link.onload = link.onerror = resolve;
+      }),
+  );
+  await Promise.all(loaded);
   return { root, $: (id) => root.getElementById(id) };
 }

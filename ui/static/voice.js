@@ -7,6 +7,7 @@ import { Ducker } from "./duck.js";
 import { Recording, download, toJson, toSrt, toText } from "./exports.js";
 import { listenToKeys } from "./keyboard.js";
 import { withLanguage } from "./languages.js";
+import { HttpTalk } from "./http-talk.js";
 import { Levels } from "./levels.js";
 import { MIC_RATE, Microphone, MicError } from "./mic.js";
 import { Notice } from "./notice.js";
@@ -16,12 +17,12 @@ import { RealtimeSocket } from "./socket.js";
 import { Startup } from "./startup.js";
 import { describeState } from "./status.js";
 import { loadResume, loadSettings, saveResume } from "./store.js";
+import { Tabs } from "./tabs.js";
 import { Transcript } from "./transcript.js";
+import { Uplink } from "./uplink.js";
 import { buildView } from "./view.js";
+import { VoicesTab } from "./voices-tab.js";
 
-const PREROLL_FRAMES = 15; // 300 ms before the talk button went down
-const RELEASE_TAIL_MS = 120; // the last sound is still on its way through the microphone
-const SHORTEST_HOLD_MS = 250;
 const QUIET_ERRORS = new Set(["session_not_found", "response_cancel_not_active", "input_audio_buffer_commit_empty", "server_busy"]);
 
 let current = null;
@@ -33,7 +34,7 @@ export async function boot({ element, config, newToken, onSession }) {
   current = page;
   const host = element.querySelector(".voicepod-host");
   host.voicepod = page; // for tests and for looking into a live page
-  const view = await buildView(host, new URL("voice.css", import.meta.url));
+  const view = await buildView(host, ...["voice.css", "clone.css"].map((name) => new URL(name, import.meta.url)));
   if (current !== page) return;
   page.mount(view);
   element.dataset.ready = "true";
@@ -49,7 +50,6 @@ class VoicePage {
     this.recording = new Recording();
     this.ducker = new Ducker();
     this.live = { user: "silent", agent: "idle", started: false, starting: false, muted: false, holding: false };
-    this.preroll = [];
     this.pendingTexts = [];
     this.context = null;
     this.player = null;
@@ -77,7 +77,9 @@ class VoicePage {
     });
     const url = new URL("v1/realtime?model=voicepod", this.base);
     url.protocol = url.protocol.replace("http", "ws");
-    this.socket = new RealtimeSocket({
+    const Connection = this.config.socket === false ? HttpTalk : RealtimeSocket;
+    this.socket = new Connection({
+      base: this.base,
       url: url.href,
       newToken: this.newToken,
       onStatus: (status) => this.#connection(status),
@@ -86,11 +88,24 @@ class VoicePage {
       onRoundTrip: (ms) => this.#roundTrip(ms),
       received: () => this.player?.received ?? { turn: 0, next: 0 },
     });
+    this.uplink = new Uplink({
+      socket: this.socket,
+      settings: this.settings,
+      live: this.live,
+      onSent: ({ pcm, at }) => this.recording.add("user", { at, pcm, rate: MIC_RATE }),
+      onChange: () => this.#render(),
+    });
+    this.voicesTab = new VoicesTab({ $, base: this.base, talk: this });
+    const tabs = { talk: [$("tab-talk"), $("panel-talk")], voices: [$("tab-voices"), $("panel-voices")] };
+    this.tabs = new Tabs(tabs, (name) => {
+      this.uplink.release();
+      this.voicesTab.shown(name === "voices");
+    });
     this.#bind();
     this.#examples();
     this.#startLabel();
     this.startup = new Startup({
-      url: new URL("health/startup", this.base),
+      url: new URL("api/startup", this.base),
       $,
       onState: (state) => this.#startupState(state),
     });
@@ -114,7 +129,7 @@ class VoicePage {
       this.#hold();
     });
     for (const type of ["pointerup", "pointercancel", "lostpointercapture"]) {
-      $("hold").addEventListener(type, () => this.#release());
+      $("hold").addEventListener(type, () => this.uplink.release());
     }
     $("hold").addEventListener("contextmenu", (event) => event.preventDefault());
     $("composer").addEventListener("submit", (event) => {
@@ -126,9 +141,9 @@ class VoicePage {
     listenToKeys({
       signal,
       onInterrupt: () => this.interrupt(),
-      canHold: () => this.live.started && this.settings.mode === "hold",
+      canHold: () => this.live.started && this.settings.mode === "hold" && this.tabs.shown === "talk",
       onHold: () => this.#hold(),
-      onRelease: () => this.#release(),
+      onRelease: () => this.uplink.release(),
     });
     window.addEventListener("online", () => this.socket.retryNow(), { signal });
     window.addEventListener("pagehide", () => this.#remember(), { signal });
@@ -308,6 +323,7 @@ class VoicePage {
       this.baseInstructions = session.instructions ?? "";
       this.#newPlayer(session.audio.output.format.rate);
     }
+    if (extra.hold_only) this.controls.holdOnly();
     this.player.setSourceRate(session.audio.output.format.rate);
     if (extra.resumed) this.player.reportAgain();
     saveResume(extra.resume_token, this.socket.resumeS);
@@ -350,7 +366,7 @@ class VoicePage {
     if (name === "volume") this.player?.setVolume(this.settings.volume);
     else if (name === "deviceId") this.#switchMic();
     else this.#update(this.#preferences());
-    if (name === "mode") this.#release();
+    if (name === "mode") this.uplink.release();
     this.#render();
   }
 
@@ -382,6 +398,12 @@ class VoicePage {
         break;
       case "input_audio_buffer.speech_stopped":
         live.user = "silent";
+        break;
+      case "voicepod.notice":
+        this.#failed(event.message);
+        break;
+      case "voicepod.rate":
+        this.player?.setSourceRate(event.rate);
         break;
       case "voicepod.flush":
         this.player?.flush(event.turn);
@@ -464,17 +486,7 @@ class VoicePage {
     const guard = !settings.headphones && !live.muted && settings.mode === "hands-free";
     const speaking = guard && this.player.playing;
     this.player.duck(this.ducker.feed(rms, { speaking, confirmed: live.user === "speaking" }));
-    if (live.muted || !this.socket.open) return;
-    if (settings.mode === "hold" && !live.holding) {
-      this.preroll.push({ pcm, at });
-      if (this.preroll.length > PREROLL_FRAMES) this.preroll.shift();
-      return;
-    }
-    this.#sendFrame({ pcm, at });
-  }
-
-  #sendFrame({ pcm, at }) {
-    if (this.socket.sendAudio(pcm)) this.recording.add("user", { at, pcm, rate: MIC_RATE });
+    this.uplink.take({ pcm, at });
   }
 
   #hold() {
@@ -482,34 +494,21 @@ class VoicePage {
     if (live.holding || !this.socket.open || !this.mic?.open) return;
     this.interrupt();
     if (live.muted) this.#mute(false);
-    live.holding = true;
-    this.heldAt = performance.now();
-    for (const frame of this.preroll) this.#sendFrame(frame);
-    this.preroll = [];
+    this.uplink.hold();
     this.#render();
-  }
-
-  #release() {
-    const { live } = this;
-    if (!live.holding || live.releasing) return;
-    live.releasing = true;
-    const long = performance.now() - this.heldAt >= SHORTEST_HOLD_MS;
-    setTimeout(() => {
-      live.holding = live.releasing = false;
-      if (long) {
-        this.socket.send({ type: "input_audio_buffer.commit" });
-        this.socket.send({ type: "response.create" });
-      } else {
-        this.socket.send({ type: "input_audio_buffer.clear" });
-      }
-      this.#render();
-    }, RELEASE_TAIL_MS);
   }
 
   #mute(muted) {
     this.live.muted = muted;
     this.mic?.setMuted(muted);
     this.#render();
+  }
+
+  /** Mutes the talk while the other tab records or plays something, unless the user has; `on` false ends it. */
+  hush(on) {
+    if (on ? this.live.muted || !this.mic?.open : !this.hushed) return;
+    this.hushed = on;
+    this.#mute(on);
   }
 
   get #answering() {
@@ -642,6 +641,7 @@ class VoicePage {
 
   dispose() {
     this.abort.abort();
+    this.voicesTab?.close();
     this.startup?.stop();
     this.socket?.close();
     this.mic?.stop();

@@ -1,0 +1,1 @@
+"""Voices that users make: their consent, their recordings, and what is kept of them."""

@@ -1,0 +1,67 @@
+import assert from "node:assert/strict";
+import test from "node:test";
+
+import { PREROLL_FRAMES, Uplink } from "../../ui/static/uplink.js";
+
+function setUp({ mode, open = true } = {}) {
+  const sent = [];
+  const socket = {
+    open,
+    sendAudio: (pcm) => sent.push(pcm[0]) > 0,
+    send: ({ type }) => sent.push(type.split(".").pop()),
+  };
+  const live = { muted: false, holding: false };
+  const kept = [];
+  let clock = 0;
+  let changed;
+  const over = new Promise((resolve) => (changed = resolve));
+  const uplink = new Uplink({
+    socket,
+    settings: { mode },
+    live,
+    onSent: (frame) => kept.push(frame.at),
+    onChange: changed,
+    now: () => clock,
+  });
+  const say = (...numbers) => numbers.forEach((n) => uplink.take({ pcm: Int16Array.of(n), at: n }));
+  return { uplink, socket, live, sent, kept, say, over, wait: (ms) => (clock += ms) };
+}
+
+test("hands-free everything is sent, but nothing while muted or without a connection", () => {
+  const { say, sent, kept, live, socket } = setUp({ mode: "hands-free" });
+  say(1, 2);
+  live.muted = true;
+  say(3);
+  live.muted = false;
+  socket.open = false;
+  say(4);
+  assert.deepEqual(sent, [1, 2]);
+  assert.deepEqual(kept, [1, 2]);
+});
+
+test("the button sends what was said just before it, what is said while it is held, and asks for an answer", async () => {
+  const { uplink, say, sent, live, wait, over } = setUp({ mode: "hold" });
+  const before = Array.from({ length: PREROLL_FRAMES + 5 }, (_, n) => n);
+  say(...before);
+  assert.deepEqual(sent, []);
+  uplink.hold();
+  say(100);
+  wait(300);
+  uplink.release();
+  uplink.release(); // a lost pointer comes after the finger was lifted
+  say(101); // the tail
+  assert.equal(live.holding, true);
+  await over;
+  say(102);
+  assert.deepEqual(sent, [...before.slice(-PREROLL_FRAMES), 100, 101, "commit", "create"]);
+  assert.equal(live.holding, false);
+});
+
+test("a button that was only touched asks for nothing", async () => {
+  const { uplink, sent, wait, over } = setUp({ mode: "hold" });
+  uplink.hold();
+  wait(100);
+  uplink.release();
+  await over;
+  assert.deepEqual(sent, ["clear"]);
+});
