@@ -125,6 +125,24 @@ def test_nothing_in_the_file_is_run(tmp_path: Path, name: str, wrap: object) -> 
     assert not (tmp_path / "canary").exists()
 
 
+@pytest.mark.parametrize(("n_numbers", "is_right"), [(3, True), (2, False)])
+def test_a_tensor_may_not_reach_beyond_its_numbers(tmp_path: Path, n_numbers: int, is_right: bool) -> None:
+    text = {name: b"X" + struct.pack("<I", len(name)) + name for name in (b"model", b"a", b"storage", b"0", b"cpu")}
+    storage = b"(" + text[b"storage"] + b"ctorch\nFloatStorage\n" + text[b"0"] + text[b"cpu"] + bytes([75, n_numbers])
+    tensor = (
+        b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"tQK\0K\3\x85K\1\x85\x89ccollections\nOrderedDict\n)RtR"
+    )
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}" + text[b"model"] + b"}" + text[b"a"] + tensor + b"ss.")
+        archive.writestr("archive/data/0", bytes(4 * n_numbers))
+    if is_right:
+        assert read(buffer.getvalue(), tmp_path).take("a", (3,)).tolist() == [0, 0, 0]
+        return
+    with pytest.raises(ConfigError, match="a reaches beyond its numbers"):
+        read(buffer.getvalue(), tmp_path)
+
+
 def test_a_packed_archive_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
