@@ -7,6 +7,8 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 import numpy_threads  # noqa: F401 (before numpy)
 from tests.support.server_process import ServerProcesses, server_processes
@@ -34,11 +36,18 @@ def _group(path: Path) -> str | None:
     return "browser" if path.parent.name == "e2e" else None
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook, and would come first
+class _Groups(LoadScopeScheduling):  # type: ignore[misc]
+    """One worker takes a group, one test of all others. xdist 3.8 loses its own groups under pytest 9.2."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _group(Path(nodeid.partition("::")[0])) or nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _Groups:
+    return _Groups(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:
-        if group := _group(item.path):
-            item.add_marker(pytest.mark.xdist_group(group))
     if hasattr(config, "workerinput"):  # a run in one process goes from the small to the large, in order of files
         rank = {group: number for number, group in enumerate(GROUPS)}
         items.sort(key=lambda item: (rank.get(_group(item.path) or "", len(GROUPS)), item.path.name not in SLOW))

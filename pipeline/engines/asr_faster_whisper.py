@@ -34,6 +34,8 @@ FLOOR_DB = -55.0  # the loudest 100 ms of the utterance must pass this (full sca
 TOKENS_PER_S, MIN_TOKENS, MAX_TOKENS = 10.0, 24, 220  # fast speech is 5 tokens/s; a loop of noise would run to 448
 MAX_NO_SPEECH = 0.6  # unless the average log-probability is good; both thresholds as in the Whisper paper, section 4.5
 MIN_AVG_LOGPROB = -1.0
+# Where Whisper half doubts that anyone spoke. Of the test clips, speech has -0.46 and more, a dog's bark -0.94.
+MIN_AVG_LOGPROB_DOUBTED = -0.7
 # Text that zips this well is one phrase again and again: an invention where Whisper itself half doubts that anyone
 # spoke (a dog: 4.1 and 0.47), and always beyond what people repeat (a sentence said three times: 3.2 and 0.02).
 MAX_COMPRESSION, MAX_COMPRESSION_EVER, DOUBTED_SPEECH = 2.4, 6.0, 0.2
@@ -216,8 +218,10 @@ def _segments(
 
 def _is_speech(segment: Any) -> bool:
     """Whether a segment that Whisper itself let pass is worth a turn."""
-    allowed = MAX_COMPRESSION if segment.no_speech_prob > DOUBTED_SPEECH else MAX_COMPRESSION_EVER
-    if segment.avg_logprob < MIN_AVG_LOGPROB or segment.compression_ratio > allowed:
+    is_doubted = segment.no_speech_prob > DOUBTED_SPEECH
+    if segment.avg_logprob < (MIN_AVG_LOGPROB_DOUBTED if is_doubted else MIN_AVG_LOGPROB):
+        return False
+    if segment.compression_ratio > (MAX_COMPRESSION if is_doubted else MAX_COMPRESSION_EVER):
         return False
     return any(char.isalnum() for char in segment.text)
 

@@ -69,6 +69,6 @@ async def test_word_times_lie_within_the_words(asr: Asr, tmp_path: Path) -> None
     assert starts == sorted(starts)
     assert all(0 <= word["start"] <= word["end"] <= clip.audio.seconds + 0.1 for word in words)
     ask = next(word for word in words if plain(word["word"]) == "ask")
-    assert ask["start"] == pytest.approx(3.3, abs=0.6)  # he pauses before it
+    assert ask["end"] == pytest.approx(3.7, abs=0.3)  # a start may reach into the pause before the word
     assert len(found["segments"]) >= 2
     assert found["segments"][-1]["end"] == words[-1]["end"]

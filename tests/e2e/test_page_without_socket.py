@@ -67,7 +67,7 @@ def test_an_answer_that_is_interrupted_falls_silent_and_the_next_one_comes(serve
     page.wait_for_state("speaking")
     page.wait_inside("voice.player.position.played > 12000")
     page.button("Interrupt").click()
-    page.wait_inside("voice.player.mode === 'idle'")
+    page.wait_inside("voice.player.flushedTurn === 1 && voice.player.mode !== 'playing'")
     expect(page.page.locator(".note", has_text="interrupted")).to_be_visible()
     played = sum(piece["n"] for piece in page.played())
     page.type("Thank you")

@@ -8,17 +8,25 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+import psutil
 import pytest
 
 from tests.support.audio_corpus import HZ, VICTIM_HZ, Case, Good, corpus, file_of, tone
+from tests.support.rest import rest_server
+from tests.support.scripted import ScriptedAsr
+from tests.support.voices import PitchSpeakers, PitchTts, recording
 
 ROOT = Path(__file__).parents[2]
 MAX_GROWTH_BYTES = 100 * 2**20
+N_HOSTILE, N_GOOD = 64, 6  # at each door
+# Work for the decoder alone, which is the same behind every door; how much sound it takes is the door's own.
+LEFT_OUT = {"flac_bomb", "opus_bomb", "mp4_of_empty_boxes", "id3_a_million_times", "wav_of_empty_chunks", "too_long"}
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,39 @@ def test_all_of_it_stays_small_and_leaves_nothing_behind(run: Run) -> None:
     assert run.cost["children_left"] == 0
     assert run.cost["files_left"] == 0
     assert [list(place.iterdir()) for place in run.places] == [[], []]
+
+
+DOORS: dict[str, Callable[[httpx.AsyncClient, bytes], Awaitable[httpx.Response]]] = {
+    "transcription": lambda http, data: http.post(
+        "/v1/audio/transcriptions", files=named(data), data={"model": "voicepod"}
+    ),
+    "talk": lambda http, data: http.post("/api/converse", content=data),
+    "clone": lambda http, data: http.post("/api/clone/samples", files=named(data)),
+    "watermark": lambda http, data: http.post("/api/watermark", files=named(data)),
+}
+
+
+def named(data: bytes) -> dict[str, tuple[str, bytes]]:
+    return {"file": ("recording.wav", data)}
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("door", DOORS)
+async def test_every_door_takes_the_good_ones_and_refuses_the_rest_in_words(run: Run, door: str) -> None:
+    names = [name for name in sorted(run.cases) if name not in LEFT_OUT]
+    good = [name for name in names if isinstance(run.cases[name], Good)][:: len(names) // N_GOOD // 2]
+    hostile = [name for name in names if not isinstance(run.cases[name], Good)][:N_HOSTILE]
+    assert len(hostile) == N_HOSTILE
+    async with rest_server(asr=ScriptedAsr(delay_s=0), tts=PitchTts(), speakers=PitchSpeakers()) as rest:
+        assert (await DOORS[door](rest.client, recording())).status_code in (200, 201)  # loads what it needs
+        before = psutil.Process().memory_info().rss
+        answers = {name: await DOORS[door](rest.client, run.cases[name].data) for name in (*good, *hostile)}
+        growth = psutil.Process().memory_info().rss - before
+        assert (await rest.client.get("/ping")).status_code == 200
+    assert {name: answers[name].text for name in good if answers[name].status_code not in (200, 201)} == {}
+    assert {name: answers[name].text for name in hostile if answers[name].status_code not in (400, 413)} == {}
+    assert [name for name in hostile if len(answers[name].json()["error"]["message"]) < 20] == []
+    assert growth < MAX_GROWTH_BYTES
 
 
 def test_no_file_fetches_an_address_or_plays_another_file(run: Run) -> None:
