@@ -382,7 +382,7 @@ class LlmSettings(Section):
     max_tokens: Count = setting(160, "Longest reply, in tokens.", ge=1, le=4096)
     temperature: Number = setting(0.7, "Randomness of the choice of words; 0 takes the likeliest.", ge=0, le=2)
     context_tokens: Count = setting(4096, "Window of the model, in tokens.", ge=256, le=1_048_576)
-    threads: Count = setting(2, "CPU threads that read the prompt; half of them write.", ge=1, le=256)
+    threads: Count = setting(2, "CPU threads of the engine; 1 where other programs keep the cores busy.", ge=1, le=256)
     history_tokens: Count = setting(2048, "Newest history that is handed over, in tokens.", ge=64, le=1_048_576)
 
     @model_validator(mode="after")

@@ -194,10 +194,8 @@ class LlamaCppLlm:
         parameters.fit_params = False  # would shrink the window without a word
         parameters.cache_ram_mib = SAVED_PROMPTS_MIB
         parameters.n_gpu_layers = 0
-        parameters.cpuparams_batch.n_threads = self._threads  # they read the prompt
-        # Half of them write: the voice works beside it, and llama.cpp's threads wait for each other in a busy loop. On
-        # two busy cores, two wrote at a third of the pace of one (docs/measurements.md).
-        parameters.cpuparams.n_threads = max(1, self._threads // 2)
+        # They wait for each other in a busy loop: more of them than free cores are slower than one (measurements.md).
+        parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = self._threads
         return parameters
 
 

@@ -15,9 +15,11 @@ from piper.config import PiperConfig  # type: ignore[import-not-found,unused-ign
 
 
 def main(model: str, threads: str) -> None:
-    """Serve standard input until it ends."""
+    """Serve standard input until it ends. A new process draws the same breaths and stresses again."""
+    onnxruntime.set_seed(1)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = int(threads)
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other engines need the cores
     with open(f"{model}.json", encoding="utf-8") as file:
         config = PiperConfig.from_dict(json.load(file))
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -102,6 +102,16 @@ test("an interruption stops the request and says that the answer was cut", async
   assert.ok(!kinds().includes("error"));
 });
 
+test("an answer that has arrived and is still heard can be interrupted", async () => {
+  const { connection, kinds, last } = await talk(streamed(ANSWER));
+  connection.sendAudio(Int16Array.of(7));
+  connection.send({ type: "response.create" });
+  await until(() => kinds().includes("conversation.item.done"));
+  connection.send({ type: "response.cancel" });
+  assert.equal(last("voicepod.turn_metrics").outcome, "interrupted");
+  assert.equal(last("voicepod.state").agent, "idle");
+});
+
 test("a refusal is told in the server's words, and a talk that is over begins anew", async () => {
   const error = { code: "session_not_found", message: "there is no such session of yours" };
   const { connection, asked, kinds, last } = await talk(streamed(ANSWER), Response.json({ error }, { status: 404 }), streamed(ANSWER));

@@ -117,7 +117,8 @@ export class HttpTalk {
         this.talk = null; // the page forgets all of it or nothing: the next question begins a new talk
         break;
       case "response.cancel":
-        this.answering?.abort();
+        if (this.current?.isDone) this.#failed(this.current, null);
+        else this.answering?.abort();
         break;
       case "response.create":
         this.#ask();
