@@ -480,18 +480,19 @@ async def test_no_secret_and_no_forged_line_gets_into_the_log() -> None:
     forged = '2027-01-01 [info] auth.done owner=admin\n{"event": "auth.done"}\x1b[2K\u202e'
     async with closed() as live:
         _, key = new_key(live.server.store.directory)
+        wrong = key[:-1] + ("A" if key[-1] != "A" else "E")
         with structlog.testing.capture_logs() as logged:
             async with httpx.AsyncClient(base_url=live.http, headers={"Origin": live.http}) as http:
                 await http.post("/login", json={"credential": key})
                 await http.post("/login", json={"credential": forged})
-                for secret in (key, key[:-1] + "A", "vl_" + "x" * 43):
+                for secret in (key, wrong, "vl_" + "x" * 43):
                     await http.get("/v1/models", headers=bearer(secret))
                 raw = b"Bearer " + forged.replace("\n", " ").encode()
                 with contextlib.suppress(httpx.RemoteProtocolError, httpx.LocalProtocolError):
                     await http.get("/v1/models", headers=[(b"Authorization", raw)])
                 await http.get("/v1/models", headers={"User-Agent": "canary-3f9a", "X-Forwarded-For": "canary-3f9a"})
                 await http.get("/v1/models?canary-3f9a", params={"key": key})
-            await refusal(live.url, additional_headers=bearer(key[:-1] + "A"))
+            await refusal(live.url, additional_headers=bearer(wrong))
         told = repr(logged)
         events = {event["event"] for event in logged}
         assert "auth.failed" in events

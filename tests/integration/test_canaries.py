@@ -165,8 +165,8 @@ async def others_try(server: Planted) -> None:
     async with server.http() as stranger:
         for name, secret in server.secrets.items():
             asks = {
-                "as a login": stranger.post("/login", json={"credential": secret[:-2] + "AA"}),
-                "as a cookie": stranger.get("/api/me", headers={"Cookie": f"voicepod={secret[:-2]}AA"}),
+                "as a login": stranger.post("/login", json={"credential": secret[:-2] + "zz"}),
+                "as a cookie": stranger.get("/api/me", headers={"Cookie": f"voicepod={secret[:-2]}zz"}),
                 "in a query": stranger.get("/api/health", params={"key": secret, "token": secret}),
                 "as another scheme": stranger.get("/v1/models", headers={"Authorization": f"Basic {secret}"}),
                 "as broken JSON": stranger.post(
