@@ -18,8 +18,9 @@ from api.application import Server
 from api.http_server import HttpServer, leave
 from logs import configure_logging, release_logging
 from pipeline.errors import ConfigError, VoicepodError
+from private_files import make_private_directory
 from settings import Settings
-from settings_sources import load_settings, make_private_directory
+from settings_sources import load_settings
 from ui.content import EXAMPLES, PERSONAS
 
 log = structlog.get_logger()

@@ -10,7 +10,6 @@ import argparse
 import difflib
 import json
 import os
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -342,18 +341,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any other setting")
     parser.add_argument("--print-config", action="store_true", help="show every value with its source, then exit")
     return parser
-
-
-def make_private_directory(path: Path, key: str) -> None:
-    """Makes `path` so that only this user can look into it; ConfigError names `key` when that cannot be.
-
-    A directory that somebody else prepared at a predictable place (such as /tmp/audio_cache) is refused.
-    """
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = path.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-            raise ConfigError(f"{key} {path} is no directory of this user; choose another")
-        path.chmod(0o700)
-    except OSError as error:
-        raise ConfigError(f"{key} {path} cannot be made: {error.strerror}") from None

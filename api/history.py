@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import structlog
 
-from api.store import Store
+from api.store import DAY_S, Store
 from pipeline import events
 from pipeline.errors import StorageError
 from pipeline.records import TurnRecord
@@ -27,7 +27,6 @@ from settings import StorageSettings
 
 log = structlog.get_logger()
 
-DAY_S: Final = 86_400.0
 SWEEP_S: Final = 3600.0
 BATCH: Final = 500  # rows that go in one transaction: some milliseconds
 RETRY_S: Final = 5.0

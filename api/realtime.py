@@ -39,7 +39,7 @@ RESUME_WAIT_S = 1.0
 MAX_MALFORMED = 20
 COUNTED_AT_ONCE = 50  # a second of microphone frames: the limit is for floods, and counting each one costs
 CLOSED_BY_PEER = (1000,)
-SLOW_CLIENT, TAKEN_OVER, TRY_AGAIN, INVALID_DATA, INTERNAL = 4408, 4409, 1013, 1007, 1011
+SLOW_CLIENT, TAKEN_OVER, INVALID_DATA, INTERNAL = 4408, 4409, 1007, 1011
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,13 +20,14 @@ from typing import Final, TypeVar
 import structlog
 
 from pipeline.errors import ConfigError, StorageError
-from settings_sources import make_private_directory
+from private_files import make_private_directory
 
 log = structlog.get_logger()
 
 T = TypeVar("T")
 
 FILE: Final = "voicepod.sqlite3"
+DAY_S: Final = 86_400.0  # settings give retention in days
 BUSY_S: Final = 5.0  # another process writes for milliseconds; only a dead disk takes longer
 ANSWER_S: Final = 10.0  # statements take microseconds; a network volume that hangs must not hang every request
 

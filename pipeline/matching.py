@@ -7,11 +7,7 @@ the program (`python -m scripts.stock_speakers` makes it); others are made at th
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
-import os
-import re
-import secrets
 import zipfile
 from collections.abc import Iterable, Mapping
 from contextlib import aclosing
@@ -23,14 +19,16 @@ import numpy as np
 import structlog
 
 from pipeline.audio import Samples, concat
-from pipeline.engines.base import EngineInfo, Tts, Voice
+from pipeline.engines.base import EngineInfo, Tts, Voice, engine_key
 from pipeline.errors import InvalidInput
 from pipeline.options import LANGUAGES
 from pipeline.prompt import speaks
 from pipeline.reading import read_aloud
 from pipeline.sample_quality import Speakers
 from pipeline.sentences import PieceSplitter
+from pipeline.speaker import similarity
 from pipeline.turn import Waits
+from private_files import write_private
 
 log = structlog.get_logger()
 
@@ -49,7 +47,6 @@ TEXTS: Final[Mapping[str, str]] = {
     "it": "La mattina era tranquilla e la strada ancora bagnata dalla pioggia. Aprì la finestra, guardò i vecchi "
     "alberi lungo il fiume e pensò alla lunga strada verso casa.",
 }
-_UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 
 Table = Mapping[str, Samples]  # voice id -> float32 (n,) of length 1
 
@@ -72,8 +69,9 @@ def nearest(sample: Samples, table: Table, voices: Iterable[Voice], language: st
             code="no_voice_for_language",
             param="language",
         )
-    found = max(known, key=lambda voice: float(sample @ table[voice.id]))
-    return Match(found, float(sample @ table[found.id]))
+    return max(
+        (Match(voice, similarity(sample, table[voice.id])) for voice in known), key=lambda found: found.similarity
+    )
 
 
 class StockTable:
@@ -103,7 +101,7 @@ class StockTable:
 
 def table_name(info: EngineInfo) -> str:
     """The file of an engine's table."""
-    return f"{_UNSAFE.sub('-', info.name)}-{_UNSAFE.sub('-', info.model)}.npz"
+    return f"{engine_key(info)}.npz"
 
 
 async def listen(tts: Tts, speakers: Speakers, voices: Iterable[Voice], waits: Waits) -> dict[str, Samples]:
@@ -142,13 +140,8 @@ def _read(path: Path) -> dict[str, Samples]:
 
 def _keep(path: Path, table: Table) -> None:
     """Write it for the next start; where that cannot be it is made again then."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with os.fdopen(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-            file.write(packed(table))
-        beside.replace(path)
+        write_private(path, packed(table))
     except OSError as error:
         log.warning("voices.table_not_kept", reason=error.strerror)
-        with contextlib.suppress(OSError):
-            beside.unlink()

@@ -21,10 +21,6 @@ MODEL_ID: Final = "resemblyzer"
 FILE_NAME: Final = "pretrained.pt"
 SAMPLE_RATE: Final = 16_000
 N_DIMENSIONS: Final = 256
-SAME_SPEAKER: Final = 0.75
-"""Similarity from which two recordings of 3 s or more are taken for one person's. Measured on ten voices and two people
-(docs/measurements.md): 0.81 and more for one person, up to 0.72 for 95 % of the pairs of two; the two stock voices that
-sound most alike reach 0.87."""
 
 _LOUDNESS_DB: Final = -30.0  # of full scale; louder speech stays as it is
 _WINDOW_SAMPLES: Final = 480  # 30 ms, what is voiced or not

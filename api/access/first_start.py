@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from api.access import sessions
-from api.access.operator_token import write_private
 from api.store import Store
+from private_files import write_private
 from settings import Settings
 
 FILE: Final = "setup-link.txt"
@@ -39,7 +39,7 @@ def words(settings: Settings, store: Store, *, now_s: float) -> str:
         forget_link(store.directory)
         return f"Open {page_url(settings)} in your browser. To log in anew: python -m scripts.keys login-link"
     link = login_link(settings, token)
-    write_private(store.directory / FILE, link + "\n")
+    write_private(store.directory / FILE, f"{link}\n".encode())
     return (
         f"Open this link in your browser to set the server up. It works once, within 24 hours:\n\n    {link}\n\n"
         f"(On another machine, put its address in place of localhost. The link is also in {store.directory / FILE}.)"

@@ -6,15 +6,13 @@ directory do not lock each other's operator out.
 
 from __future__ import annotations
 
-import contextlib
 import hmac
-import os
-import secrets
 from pathlib import Path
 from typing import Final
 
 from api.access import credentials
 from api.access.principal import Principal
+from private_files import write_private
 
 FILE: Final = "operator.token"
 OPERATOR: Final = Principal("operator", "operator", frozenset(("metrics", "admin")))
@@ -22,20 +20,7 @@ OPERATOR: Final = Principal("operator", "operator", frozenset(("metrics", "admin
 
 def write_token(directory: Path) -> None:
     """Write a new token."""
-    write_private(directory / FILE, credentials.mint_token(credentials.OPERATOR) + "\n")
-
-
-def write_private(path: Path, text: str) -> None:
-    """Put `text` at `path` in one step, readable by this user alone."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with os.fdopen(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-            file.write(text)
-        beside.replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            beside.unlink()
-        raise
+    write_private(directory / FILE, f"{credentials.mint_token(credentials.OPERATOR)}\n".encode())
 
 
 def is_token(directory: Path, text: str) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Final, TypeVar
@@ -21,7 +20,7 @@ from api.voices import records
 from api.voices.files import VoiceFiles
 from api.voices.records import Consent, OwnVoice
 from pipeline.audio import decode_file
-from pipeline.engines.base import CloningTts, EngineInfo, Tts, Voice
+from pipeline.engines.base import CloningTts, Tts, Voice, engine_key
 from pipeline.errors import InvalidInput, NotFound, StorageError, VoicepodError
 from settings import VoicesSettings
 
@@ -33,12 +32,6 @@ SWEEP_S: Final = 3600.0
 FINISH_S: Final = 10.0  # as the store waits for its disk
 MAX_RECORDING_S: Final = 61.0  # of a kept file
 _LOADING: Final = "the engine is still loading"
-_UNSAFE: Final = re.compile(r"[^A-Za-z0-9_-]+")
-
-
-def engine_key(info: EngineInfo) -> str:
-    """An engine with its model, as part of a file's name."""
-    return f"{_UNSAFE.sub('-', info.name)}-{_UNSAFE.sub('-', info.model)}"
 
 
 class VoiceBook:

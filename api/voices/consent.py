@@ -19,11 +19,9 @@ STATEMENT: Final = (
     "by me. I will not use the voice to deceive anybody, to pose as somebody, or against the law. The recording and "
     "the voice are stored on this server until I delete them; this consent is stored for a time beyond that, as proof."
 )
-# FireRedTTS-2's README: voice cloning is for academic research only.
-ENGINE_NOTICES: Final = {
-    "firered": "The authors of FireRedTTS-2 made its voice cloning available for academic research only.",
-    "firered_upstream": "The authors of FireRedTTS-2 made its voice cloning available for academic research only.",
-}
+# FireRedTTS-2's README.
+_RESEARCH: Final = "The authors of FireRedTTS-2 made its voice cloning available for academic research only."
+ENGINE_NOTICES: Final = {"firered": _RESEARCH, "firered_upstream": _RESEARCH}
 MAX_NAME_CHARS: Final = 100
 
 N_WORDS: Final = 8

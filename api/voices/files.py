@@ -8,16 +8,14 @@ Readable by the server's user alone, and never half written. Every function belo
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
 import structlog
 
-from settings_sources import make_private_directory
+from private_files import make_private_directory, write_private
 
 log = structlog.get_logger()
 
@@ -71,14 +69,4 @@ class VoiceFiles:
             return file.read()
 
     def _write(self, name: str, data: bytes) -> None:
-        beside = self._directory / f".{name}.{secrets.token_hex(4)}"
-        try:
-            with os.fdopen(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600), "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(self._directory / name)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                beside.unlink()
-            raise
+        write_private(self._directory / name, data)

@@ -7,9 +7,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from api.access import audit
+from api.store import DAY_S
 from pipeline.errors import InvalidInput
-
-DAY_S = 86_400.0
 
 Kind = Literal["clone", "match"]
 

@@ -36,7 +36,7 @@ from pipeline.errors import ConfigError, InvalidInput, NotFound
 from pipeline.matching import StockTable, nearest
 from pipeline.models import locate
 from pipeline.sample_quality import Problem, Speakers, Verdict, judge
-from pipeline.speaker import MODEL_ID, SpeakerEncoder
+from pipeline.speaker import MODEL_ID, SpeakerEncoder, similarity
 from pipeline.transcription import transcribe_all
 from pipeline.turn import Waits
 from pipeline.untrusted_audio import decode
@@ -256,7 +256,7 @@ class Workshop:
             raise InvalidInput("the phrase was not heard in that recording: read it again", code="phrase_not_heard")
         if spoken.embedding is None or recording.embedding is None:
             return spoken.phrase.text, None
-        alike = float(spoken.embedding @ recording.embedding)
+        alike = similarity(spoken.embedding, recording.embedding)
         if alike < SAME_PERSON:
             raise InvalidInput("the phrase was read by another voice than the recording's", code="phrase_other_voice")
         return spoken.phrase.text, alike

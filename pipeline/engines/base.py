@@ -8,9 +8,10 @@ them, and the caller closes it with `contextlib.aclosing`, which is also how a s
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, runtime_checkable
 
 from pipeline.audio import AudioChunk, Samples
 from pipeline.errors import ConfigError
@@ -39,6 +40,14 @@ class EngineInfo:
     languages: tuple[str, ...] = ()
     voices: tuple[Voice, ...] = ()
     context_tokens: int = 0
+
+
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9_-]+")
+
+
+def engine_key(info: EngineInfo) -> str:
+    """An engine with its model, as part of a file's name."""
+    return f"{_UNSAFE.sub('-', info.name)}-{_UNSAFE.sub('-', info.model)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ import pytest
 from tests.support.audio_corpus import HZ, VICTIM_HZ, Case, Good, corpus, file_of, tone
 from tests.support.rest import rest_server
 from tests.support.scripted import ScriptedAsr
+from tests.support.visited import visited
 from tests.support.voices import PitchSpeakers, PitchTts, recording
 
 ROOT = Path(__file__).parents[2]
@@ -42,23 +41,8 @@ class Run:
 
 @pytest.fixture(scope="module")
 def canary() -> Iterator[tuple[str, list[str]]]:
-    """The address of a server on this machine, and what it was asked for."""
-    visits: list[str] = []
-
-    class Canary(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            visits.append(self.path)
-            self.send_error(404)
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Canary) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}", visits
-        server.shutdown()
-        thread.join()
+    with visited() as known:
+        yield known
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from tests.support.scripted_server import ScriptedServer
+from tests.support.visited import visited
 from ui.page import in_event_loop, mount_blocks
 
 # Gradio's queue sets an option that its pandas calls deprecated.
@@ -141,7 +139,7 @@ def test_no_form_of_a_forged_file_reaches_a_handler_the_cache_or_another_server(
     taken: list[object] = []
     app = FastAPI()
     mount_blocks(app, in_event_loop(lambda: taking_files(taken)))
-    with canary() as (url, hits), TestClient(app, raise_server_exceptions=False) as client:
+    with visited() as (url, hits), TestClient(app, raise_server_exceptions=False) as client:
         files = [{**forged(secret), "path": path.format(secret=secret), "url": f"{url}/x"} for path in FORGED_PATHS]
         files += [{**forged(secret), "path": f"{url}/x.wav"}, {**forged(secret), "path": "", "url": f"{url}/x.wav"}]
         for event, file, shape in itertools.product(events(client), files, SHAPES):
@@ -160,29 +158,6 @@ def taking_files(taken: list[object]) -> gr.Blocks:
         for component in (gr.Audio(type="filepath"), gr.File()):
             component.upload(taken.append, component, None, queue=False)
     return demo
-
-
-@contextlib.contextmanager
-def canary() -> Iterator[tuple[str, list[str]]]:
-    """A server on loopback that nobody has a reason to ask, and what it was asked for."""
-    hits: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            hits.append(self.path)
-            self.send_error(404)
-
-        def log_message(self, format: str, *args: object) -> None:
-            return
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}", hits
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @pytest.mark.parametrize(

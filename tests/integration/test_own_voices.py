@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from api.voices import records
-from api.voices.book import VoiceBook, engine_key
+from api.voices.book import VoiceBook
 from api.voices.workshop import open_speakers
 from pipeline.audio import AudioChunk
-from pipeline.engines.base import Voice
+from pipeline.engines.base import Voice, engine_key
 from pipeline.errors import InvalidInput
 from tests.support.client import Client, connected
 from tests.support.live_server import Live

@@ -1,6 +1,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { HttpTalk, Samples, eventsOf, wavOf } from "../../ui/static/http-talk.js";
+import { wavFile } from "../../ui/static/exports.js";
+import { HttpTalk, Samples, eventsOf } from "../../ui/static/http-talk.js";
+import { joined } from "../../ui/static/recorder.js";
 
 const base64 = (bytes) => Buffer.from(bytes).toString("base64");
 const lines = (...events) => events.map((event) => `data: ${JSON.stringify(event)}\n\n`).join("");
@@ -45,7 +47,7 @@ const ANSWER = lines(
 );
 
 test("a recording becomes a WAV file of all its frames", () => {
-  const view = new DataView(wavOf([Int16Array.of(1, -2), Int16Array.of(3)], 16000));
+  const view = new DataView(wavFile(joined([Int16Array.of(1, -2), Int16Array.of(3)]), 1, 16000));
   assert.equal(Buffer.from(view.buffer, 0, 4).toString(), "RIFF");
   assert.equal(view.getUint32(24, true), 16000);
   assert.equal(view.getUint32(40, true), 6);

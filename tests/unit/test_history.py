@@ -15,8 +15,8 @@ import pytest
 
 from api import history as module
 from api.access import keys
-from api.history import DAY_S, History
-from api.store import Store
+from api.history import History
+from api.store import DAY_S, Store
 from pipeline import events
 from pipeline.engines.base import Transcript
 from pipeline.errors import StorageError

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.errors import ConfigError
+from private_files import make_private_directory
 from settings import LlmSettings, NetworkSettings, Settings, TurnSettings, VadSettings
 from settings_guide import LIBRARY_VARIABLES, VARIABLES
 from settings_keys import accepted, all_keys, field_of, is_secret
-from settings_sources import PROFILE_FILES, LoadedSettings, load_settings, make_private_directory
+from settings_sources import PROFILE_FILES, LoadedSettings, load_settings
 
 CANARY = "canary-3f9a"
 

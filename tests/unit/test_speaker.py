@@ -16,9 +16,13 @@ import pytest
 from pipeline.audio import AudioChunk, concat, decode_file
 from pipeline.errors import ConfigError, InvalidInput
 from pipeline.models import locate
-from pipeline.speaker import MODEL_ID, SAME_SPEAKER, SpeakerEncoder, similarity
+from pipeline.speaker import MODEL_ID, SpeakerEncoder, similarity
 from settings_sources import load_settings
 from tests.support.rest import tone
+
+# Measured on ten voices and two people, recordings of 3 s or more (docs/measurements.md): 0.81 and more for one person,
+# up to 0.72 for 95 % of the pairs of two; the two stock voices that sound most alike reach 0.87.
+SAME_SPEAKER = 0.75
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 GOLDEN = json.loads((FIXTURES / "speaker" / "resemblyzer.json").read_text(encoding="utf-8"))

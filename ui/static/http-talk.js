@@ -2,25 +2,12 @@
 // a stream of events. Has the face of RealtimeSocket, so that the page need not know; the talk button ends a question.
 // Everything it needs from the browser can be handed in, so that Node tests drive it.
 
-const MIC_RATE = 16_000;
+import { wavFile } from "./exports.js";
+import { MIC_RATE } from "./mic.js";
+import { joined } from "./recorder.js";
+
 const MAX_QUESTION_S = 60;
 const TRANSCRIPTION = "conversation.item.input_audio_transcription";
-
-/** A WAV file of PCM16 mono frames. */
-export function wavOf(frames, rate) {
-  const n = frames.reduce((sum, frame) => sum + frame.length, 0);
-  const view = new DataView(new ArrayBuffer(44 + 2 * n));
-  const text = (at, letters) => [...letters].forEach((letter, i) => view.setUint8(at + i, letter.charCodeAt(0)));
-  text(0, "RIFF");
-  view.setUint32(4, 36 + 2 * n, true);
-  text(8, "WAVEfmt ");
-  [[16, 16], [28, 2 * rate], [24, rate], [40, 2 * n]].forEach(([at, value]) => view.setUint32(at, value, true));
-  [[20, 1], [22, 1], [32, 2], [34, 16]].forEach(([at, value]) => view.setUint16(at, value, true));
-  text(36, "data");
-  let at = 44;
-  for (const frame of frames) for (const sample of frame) view.setInt16((at += 2) - 2, sample, true);
-  return view.buffer;
-}
 
 /** The events of a text/event-stream in its pieces of text, each the JSON behind "data: ". */
 export async function* eventsOf(pieces) {
@@ -169,7 +156,7 @@ export class HttpTalk {
   async #ask() {
     this.answering?.abort();
     const abort = (this.answering = new AbortController());
-    const question = this.typed ?? wavOf(this.frames, MIC_RATE);
+    const question = this.typed ?? wavFile(joined(this.frames), 1, MIC_RATE);
     const isTyped = this.typed !== null;
     this.typed = null;
     this.frames = [];

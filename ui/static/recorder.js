@@ -70,8 +70,8 @@ function peakOf(pcm) {
   return peak / 32768;
 }
 
-/** The first `n` samples of the frames in one piece. */
-export function joined(frames, n) {
+/** The frames in one piece, or their first `n` samples. */
+export function joined(frames, n = frames.reduce((sum, frame) => sum + frame.length, 0)) {
   const whole = new Int16Array(n);
   let at = 0;
   for (const frame of frames) {

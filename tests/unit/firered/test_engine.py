@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,8 @@ import torch
 
 from firered import (
     EngineClosedError,
-    EngineOptions,
     FireRedEngine,
     GenerationError,
-    GuardLimits,
     InputError,
     PieceEnd,
     SpeechAudio,
@@ -25,16 +22,7 @@ from firered import (
     StreamOptions,
 )
 from firered.voice import VoicePrompt
-
-WAIT_S = 60.0  # only a fault waits this long
-LOOSE = GuardLimits(silent_frames=10**9, loop_frames=10**6)
-OPTIONS = EngineOptions(max_streams=3, capacity=1024, limits=LOOSE)
-
-
-@pytest.fixture
-def engine(checkpoint: Path) -> Iterator[FireRedEngine]:
-    with FireRedEngine.from_pretrained(checkpoint, "cpu", torch.float32, options=OPTIONS) as engine:
-        yield engine
+from tests.unit.firered.conftest import OPTIONS, WAIT_S
 
 
 def free(seed: int = 1, **options: Any) -> StreamOptions:

@@ -14,10 +14,8 @@ import pytest
 import torch
 
 from firered import (
-    EngineOptions,
     FireRedEngine,
     GenerationError,
-    GuardLimits,
     InputError,
     PieceEnd,
     SpeechAudio,
@@ -30,17 +28,8 @@ from firered import (
 from firered.errors import FireRedError
 from firered.segments import Segmenter
 from firered.step_runner import StepRunner
+from tests.unit.firered.conftest import OPTIONS, WAIT_S
 from tests.unit.firered.test_scheduler import FREE, LateRunner, Stage, voice
-
-WAIT_S = 60.0  # only a fault waits this long
-LOOSE = GuardLimits(silent_frames=10**9, loop_frames=10**6)
-OPTIONS = EngineOptions(max_streams=3, capacity=1024, limits=LOOSE)
-
-
-@pytest.fixture
-def engine(checkpoint: Path) -> Iterator[FireRedEngine]:
-    with FireRedEngine.from_pretrained(checkpoint, "cpu", torch.float32, options=OPTIONS) as engine:
-        yield engine
 
 
 @pytest.fixture
