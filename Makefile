@@ -37,7 +37,10 @@ profile: setup  ## the same under cProfile, into out/
 	@mkdir -p out
 	$(PYTHON) -m cProfile -o out/conversation.prof -m benchmarks.conversation --fixed --turns 10
 
+lock:  ## write requirements/gpu.lock anew (needs uv)
+	@scripts/lock.sh
+
 docs: setup  ## write docs/configuration.md anew
 	$(PYTHON) -m scripts.config docs
 
-.PHONY: help setup run check fmt test test-fast bench profile docs
+.PHONY: help setup run check fmt test test-fast bench profile lock docs

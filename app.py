@@ -17,7 +17,10 @@ from api.access import first_start
 from api.application import Server
 from api.http_server import HttpServer, leave
 from logs import configure_logging, release_logging
+from pipeline.engines.tiny_models import write_tiny_models
 from pipeline.errors import ConfigError, VoicepodError
+from pipeline.model_needs import require_models
+from pipeline.warm_up import warm_turn
 from private_files import make_private_directory
 from settings import Settings
 from settings_sources import load_settings
@@ -37,6 +40,9 @@ def main(argv: list[str] | None = None) -> int:
         for notice in loaded.notices:
             log.warning("settings.notice", text=notice)
         make_private_directory(loaded.settings.cache.dir, "cache.dir")
+        require_models(loaded.settings)
+        if loaded.random_tiny is not None:
+            write_tiny_models(loaded.random_tiny)
         return serve(loaded.settings)
     except ConfigError as error:
         print(f"voicepod: {error.message}", file=sys.stderr)
@@ -53,7 +59,7 @@ def serve(settings: Settings) -> int:
         fatal.append(error)
         http.should_exit = True
 
-    server = Server(settings, on_fatal=stop_for)
+    server = Server(settings, on_fatal=stop_for, warm_up=warm_turn)
     ui.mount(
         server.app,
         ui.PageContext(

@@ -19,7 +19,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.config import JsonDict
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
-GPU_POD: Final = "GPU pod"
 SERVERLESS: Final = "F5-TTS serverless worker"
 OPERATIONS: Final = "operations"
 
@@ -30,6 +29,7 @@ _DEVICE = r"^(auto|cpu|cuda(:\d{1,2})?)$"
 _HOST = r"^[A-Za-z0-9.:_-]{1,253}$"
 _BUCKET = r"^[A-Za-z0-9._-]{3,255}$"
 _URL = r"^https?://[^\s/]+[^\s]*$"
+_REMOTE_MODEL = r"^[A-Za-z0-9/._][A-Za-z0-9._:/@+-]{0,254}$"
 _IN_WORDS: Final = {
     _NAME: "a name of letters, digits and . _ -",
     _LANGUAGE: "auto or a language code such as en",
@@ -37,6 +37,7 @@ _IN_WORDS: Final = {
     _HOST: "a host name or address",
     _BUCKET: "a bucket's name",
     _URL: "an http or https URL",
+    _REMOTE_MODEL: "a name of letters, digits and . _ : / @ + -",
 }
 
 
@@ -83,6 +84,18 @@ def _web_origin(origin: str) -> str:
     return plain
 
 
+def _server_url(url: str) -> str:
+    """Without the slash at its end. A user's name in it would show up in logs; a query would be lost with each path."""
+    try:
+        parts = urlsplit(url)
+        has_host = bool(parts.hostname) and parts.port != 0
+    except ValueError as error:
+        raise ValueError("a URL such as http://127.0.0.1:8000/v1") from error
+    if parts.scheme not in ("http", "https") or not has_host or "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError("a URL such as http://127.0.0.1:8000/v1, without user, password, query and fragment")
+    return url.rstrip("/")
+
+
 def _network_of_addresses(text: str) -> str:
     try:
         return str(ipaddress.ip_network(text))
@@ -90,11 +103,21 @@ def _network_of_addresses(text: str) -> str:
         raise ValueError("addresses or networks such as 10.0.0.0/8") from error
 
 
+def _engine_group(group: str) -> str:
+    kinds = group.split("+")
+    if not set(kinds) <= {"asr", "llm", "tts"} or len(set(kinds)) < len(kinds):
+        raise ValueError("asr, llm, tts or several of them joined by +")
+    return group
+
+
 Count = Annotated[int, BeforeValidator(_refuse_bool)]
 Number = Annotated[float, BeforeValidator(_refuse_bool)]
 FilePath = Annotated[Path, AfterValidator(_usable_path)]
 Origin = Annotated[str, AfterValidator(_web_origin)]
+EngineGroup = Annotated[str, AfterValidator(_engine_group)]
 Network = Annotated[str, AfterValidator(_network_of_addresses)]
+ServerUrl = Annotated[str, AfterValidator(_server_url)]
+EVICTABLE: Final = ("asr", "llm", "tts")  # the models that take much memory
 Level = Annotated[LogLevel, BeforeValidator(_upper)]
 
 
@@ -123,16 +146,35 @@ class SystemSettings(Section):
 
     gpu_device: str = setting("auto", "Device of engines set to auto: auto, cpu, cuda or cuda:N.", pattern=_DEVICE)
     max_concurrent_users: Count = setting(4, "Talks served at once; the next one is refused.", ge=1, le=1000)
-    max_loaded_models: Count = setting(8, "Models kept in memory at once.", later=GPU_POD, ge=1, le=64)
+    engine_processes: tuple[EngineGroup, ...] = setting(
+        (), "Engines that run in processes of their own, such as asr+llm and tts; the others run in the server's."
+    )
+    max_loaded_models: Count = setting(
+        8,
+        "Models of ASR, LLM and TTS kept in memory at once; below three each turn loads them anew.",
+        ge=1,
+        le=64,
+    )
     enable_monitoring: bool = setting(True, "Serve /metrics and the live figures of the page.")
     log_level: Level = setting("INFO", "Lowest level that is logged.")
+
+    @model_validator(mode="after")
+    def _in_one_process_each(self) -> SystemSettings:
+        kinds = [kind for group in self.engine_processes for kind in group.split("+")]
+        if len(set(kinds)) < len(kinds):
+            raise ValueError("engine_processes names each engine once at most")
+        if kinds and self.max_loaded_models < len(EVICTABLE):
+            raise ValueError("max_loaded_models below three goes without engine_processes, which keep theirs loaded")
+        return self
 
 
 class ModelsSettings(Section):
     """Which models, and where they lie."""
 
     whisper_model: str = setting("base", "Size of the Whisper model (tiny.en, base, small, ...).", pattern=_NAME)
-    tts_model_path: FilePath | None = setting(None, "Directory of the FireRedTTS-2 model, official or converted.")
+    tts_model_path: FilePath | None = setting(
+        None, "Directory of a FireRedTTS-2 model of your own, official or converted; none is the one in models.dir."
+    )
     llm_model: str = setting("local", "Manifest id of the LLM; local is the profile's own.", pattern=_NAME)
     model_precision: Literal["fp32", "fp16", "bf16"] = setting("fp16", "Number format of FireRedTTS-2 on a GPU.")
     dir: FilePath = setting(lambda: cache_directory(os.environ) / "models", "Directory of downloaded models.")
@@ -224,9 +266,12 @@ class PerformanceSettings(Section):
 
     enable_caching: bool = setting(True, "Keep audio of text that is spoken again.", later=OPERATIONS)
     preload_models: bool = setting(True, "Load every engine at start, not when a page or a socket asks.")
-    optimize_for_latency: bool = setting(True, "Favour the first audio over throughput.", later=GPU_POD)
+    optimize_for_latency: bool = setting(
+        True,
+        "An early answer; false waits longer for the end of a question and speaks longer first pieces.",
+    )
     gpu_memory_fraction: Number = setting(
-        0.9, "Share of the GPU's memory that all engines together may take.", later=GPU_POD, gt=0, le=1
+        0.9, "Share of the GPU's memory that all engines together may take.", gt=0, le=1
     )
 
 
@@ -296,19 +341,33 @@ class LoggingSettings(Section):
 
 
 class ModelOptimizationSettings(Section):
-    """The admin guide's quantisation keys; they choose asr.compute_type where that is not set itself."""
+    """The admin guide's quantisation keys; they choose asr.compute_type and llm.bits where those are not set."""
 
-    enable_quantization: bool = setting(True, "Quantise the ASR model; false takes it as it is stored.")
-    quantization_bits: Literal[8, 16] = setting(8, "Bits of a quantised weight: 8 is int8, 16 is int16.")
+    enable_quantization: bool = setting(
+        True, "Quantise the ASR model and the LLM; false takes them as they are stored."
+    )
+    quantization_bits: Literal[4, 8, 16] = setting(
+        8, "Bits of a quantised weight: 16, 8, or 4, which is 8 for the ASR model."
+    )
 
 
 class ScalingSettings(Section):
     """Care for the processes that engines run in."""
 
     worker_timeout: Number = setting(
-        300.0, "Seconds without a sign of life until an engine process is replaced.", later=GPU_POD, ge=1, le=3600
+        30.0, "Seconds without a sign of life until an engine process is replaced.", ge=1, le=3600
     )
-    enable_worker_recycling: bool = setting(True, "Replace an engine process that keeps growing.", later=GPU_POD)
+    step_timeout_s: Number = setting(
+        10.0, "Seconds until a cancelled step counts as hanging and its process is replaced.", ge=0.1, le=600
+    )
+    load_timeout_s: Number = setting(900.0, "Seconds that an engine process may load its weights.", ge=1, le=7200)
+    restart_wait_s: Number = setting(
+        5.0, "Seconds that a turn waits for an engine process that is being replaced.", ge=0, le=120
+    )
+    enable_worker_recycling: bool = setting(True, "Replace an engine process that keeps growing.")
+    max_wait_s: Number = setting(
+        10.0, "Seconds that turns may wait for engines on average until no new talk begins.", ge=0.1, le=120
+    )
 
 
 class VadSettings(Section):
@@ -364,15 +423,23 @@ class AsrSettings(Section):
     beam_size: Count = setting(1, "Hypotheses kept while decoding.", ge=1, le=10)
     threads: Count = setting(2, "CPU threads of the engine.", ge=1, le=256)
     compute_type: Literal["default", "auto", "int8", "int8_float16", "int16", "float16", "bfloat16", "float32"] = (
-        setting("int8", "Number format of the weights at run time.")
+        setting("int8", "Number format of the weights; what the engine has not on its device becomes the nearest.")
     )
     device: str = setting("auto", "auto (system.gpu_device), cpu, cuda or cuda:N.", pattern=_DEVICE)
+    light_model: str | None = setting(
+        None,
+        "Whisper size that hears on the CPU while the engines are pressed, such as base; null has none.",
+        pattern=_NAME,
+    )
+    path: FilePath | None = setting(
+        None, "Directory of a Whisper of your own, CTranslate2 or Hugging Face; null takes models.whisper_model."
+    )
 
 
 class LlmSettings(Section):
     """Text to reply."""
 
-    engine: str = setting("llamacpp", "Language model engine.", pattern=_NAME)
+    engine: str = setting("llamacpp", "Language model engine: llamacpp, openai or transformers.", pattern=_NAME)
     system_prompt: str = setting(
         "You are a friendly voice assistant. Answer in one or two short sentences of plain spoken language, "
         "without lists and without markdown.",
@@ -384,6 +451,22 @@ class LlmSettings(Section):
     context_tokens: Count = setting(4096, "Window of the model, in tokens.", ge=256, le=1_048_576)
     threads: Count = setting(2, "CPU threads of the engine; 1 where other programs keep the cores busy.", ge=1, le=256)
     history_tokens: Count = setting(2048, "Newest history that is handed over, in tokens.", ge=64, le=1_048_576)
+    path: FilePath | None = setting(
+        None, "Directory of a chat model of your own, Hugging Face layout, safetensors; null takes models.llm_model."
+    )
+    device: str = setting("auto", "auto (system.gpu_device), cpu, cuda or cuda:N; for transformers.", pattern=_DEVICE)
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = setting(
+        "auto", "Number format of transformers; auto is bf16 on a card that has it, else fp16, and fp32 on a CPU."
+    )
+    bits: Literal[16, 8, 4] = setting(16, "Bits of a stored weight of transformers; 8 and 4 save memory.")
+    base_url: ServerUrl | None = setting(
+        None, "URL of a chat server for the engine openai, such as http://127.0.0.1:8000/v1.", pattern=_URL
+    )
+    api_key: SecretStr | None = setting(None, "Key of that server.")
+    remote_model: str | None = setting(
+        None, "Model that server runs; none takes the only one that it has.", pattern=_REMOTE_MODEL
+    )
+    retries: Count = setting(2, "Times a request that found no chat server, or a busy one, is made anew.", ge=0, le=5)
 
     @model_validator(mode="after")
     def _fits(self) -> LlmSettings:

@@ -17,6 +17,7 @@ VARIABLES: Final[dict[str, tuple[str, ...]]] = {
     "MODEL_CACHE_DIR": ("models.dir",),
     "AUDIO_CACHE_DIR": ("cache.dir",),
     "OMP_NUM_THREADS": ("asr.threads", "llm.threads", "tts.threads"),
+    "OPENAI_API_KEY": ("llm.api_key",),
     "S3_BUCKET": ("storage.s3_bucket",),
     "AWS_ACCESS_KEY_ID": ("storage.aws_access_key_id",),
     "AWS_SECRET_ACCESS_KEY": ("storage.aws_secret_access_key",),
@@ -65,10 +66,10 @@ RETIRED: Final[dict[str, str]] = {
     "model_optimization.model_parallelism": "every model fits one card; set system.gpu_device",
     "model_optimization.gradient_checkpointing": "it saves memory in training only; set "
     "performance.gpu_memory_fraction",
-    "scaling_config.auto_scale_workers": "one process serves all talks of a card; set system.max_concurrent_users",
-    "scaling_config.min_workers": "one process serves all talks of a card; set system.max_concurrent_users",
-    "scaling_config.max_workers": "one process serves all talks of a card; set system.max_concurrent_users",
-    "scaling_config.queue_size": "a talk that finds no seat is refused at once; set system.max_concurrent_users",
+    "scaling_config.auto_scale_workers": "a card holds each model once; set system.engine_processes",
+    "scaling_config.min_workers": "a card holds each model once; set system.engine_processes",
+    "scaling_config.max_workers": "a card holds each model once; set system.engine_processes",
+    "scaling_config.queue_size": "the queue is bounded by time, not by length; set scaling_config.max_wait_s",
 }
 
 # Retired keys that protect something: only this value is accepted.

@@ -14,11 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn, get_args
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import ValidationError
 
 from pipeline.errors import ConfigError
-from settings import Settings, data_directory
+from settings import Settings, cache_directory, data_directory
 from settings_guide import ALIASES, LIBRARY_VARIABLES, RETIRED, RETIRED_VALUES, VARIABLES
 from settings_keys import (
     REDACTED,
@@ -42,10 +43,18 @@ _FLAGS: Final = {
     "--port": ("network.port", "port to listen on"),
     "--tls-cert": ("network.tls_cert", "PEM certificate chain"),
     "--tls-key": ("network.tls_key", "PEM private key"),
+    "--device": ("system.gpu_device", "auto, cpu, cuda or cuda:N"),
     "--max-users": ("system.max_concurrent_users", "talks served at once"),
     "--log-level": ("system.log_level", "DEBUG, INFO, WARNING, ERROR or CRITICAL"),
     "--models-dir": ("models.dir", "directory of downloaded models"),
 }
+# What `performance.optimize_for_latency` means: an early first word, or fewer mistakes and interruptions for it.
+OPTIMIZED_FOR: Final[dict[bool, dict[str, int]]] = {
+    True: {"turn.end_wait_ms": 600, "turn.first_clause_min_chars": 12, "asr.beam_size": 1},
+    False: {"turn.end_wait_ms": 900, "turn.first_clause_min_chars": 60, "asr.beam_size": 5},
+}
+# Setting -> folder of the tiny model that `pipeline.engines.tiny_models` writes for it.
+RANDOM_TINY: Final = {"asr.path": "whisper", "llm.path": "chat", "models.tts_model_path": "fireredtts2"}
 _LOOPBACK: Final = {"localhost", "::1"}
 
 
@@ -61,7 +70,8 @@ class Given:
 class LoadedSettings:
     """Settings, the source of each key that is not a default, and what the operator should read at start.
 
-    `library_variables` are the variables that stay in the environment for a library to read.
+    `library_variables` are the variables that stay in the environment for a library to read. `random_tiny` is where
+    tiny models of random weights are to be written, None where real ones are used.
     """
 
     settings: Settings
@@ -69,6 +79,7 @@ class LoadedSettings:
     notices: list[str]
     profile: str
     print_config: bool
+    random_tiny: Path | None
     library_variables: dict[str, str]
 
     def describe(self) -> str:
@@ -97,9 +108,14 @@ def load_settings(argv: Sequence[str] | None, environ: Mapping[str, str], file: 
         if config == own and options.profile:
             notices.append(f"config.json is used instead of the file of profile {options.profile}")
     given: dict[str, Given] = {}
-    for layer in (_from_directories(environ), _from_file(config), _from_environment(environ), _from_options(options)):
+    layers = [_from_directories(environ), _from_file(config), _from_environment(environ), _from_options(options)]
+    random_tiny = cache_directory(environ) / "random-tiny" if options.random_tiny else None
+    if random_tiny is not None:
+        layers.append(_from_random_tiny(random_tiny))
+    for layer in layers:
         given |= _admit(layer, notices)
     settings = _validate(given)
+    settings, expanded = _latency(settings, given)
     settings, derived = _quantization(settings, given)
     settings, reached = _host(settings, given)
     if pod := environ.get("RUNPOD_POD_ID"):
@@ -111,10 +127,11 @@ def load_settings(argv: Sequence[str] | None, environ: Mapping[str, str], file: 
     notices += _advice(settings)
     return LoadedSettings(
         settings=settings,
-        sources={key: entry.source for key, entry in given.items()} | derived | reached,
+        sources={key: entry.source for key, entry in given.items()} | expanded | derived | reached,
         notices=notices,
         profile=options.profile or "cpu",
         print_config=options.print_config,
+        random_tiny=random_tiny,
         library_variables={name: environ[name] for name in LIBRARY_VARIABLES if environ.get(name)},
     )
 
@@ -185,6 +202,14 @@ def _from_options(options: argparse.Namespace) -> Iterator[tuple[str, Given]]:
         if key in all_keys() and is_secret(key):
             raise ConfigError(f"{key} is a secret: set it in the environment, other users can see command lines")
         yield key, Given(_parsed(key, text, "--set"), "command line --set")
+
+
+def _from_random_tiny(root: Path) -> Iterator[tuple[str, Given]]:
+    """Every engine of the GPU profile reads a model of random weights."""
+    source = "command line --random-tiny"
+    for key, folder in RANDOM_TINY.items():
+        yield key, Given(root / folder, source)
+    yield "asr.light_model", Given(None, source)
 
 
 def _admit(layer: Iterator[tuple[str, Given]], notices: list[str]) -> dict[str, Given]:
@@ -277,16 +302,35 @@ def _problem(detail: dict[str, Any], given: Mapping[str, Given]) -> str:
     return f"{place}{value}{where} is not accepted: it takes {reason or accepted(key)}"
 
 
+def _latency(settings: Settings, given: Mapping[str, Given]) -> tuple[Settings, dict[str, str]]:
+    """`performance.optimize_for_latency` stands for these settings, unless they are given themselves."""
+    wanted = settings.performance.optimize_for_latency
+    source = f"performance.optimize_for_latency {str(wanted).lower()}"
+    expanded = {}
+    for key, value in OPTIMIZED_FOR[wanted].items():
+        if key not in given:
+            section, _, name = key.partition(".")
+            changed = getattr(settings, section).model_copy(update={name: value})
+            settings, expanded[key] = settings.model_copy(update={section: changed}), source
+    return settings, expanded
+
+
 def _quantization(settings: Settings, given: Mapping[str, Given]) -> tuple[Settings, dict[str, str]]:
-    """The guide's quantisation keys choose `asr.compute_type`, unless it is given itself."""
+    """The guide's quantisation keys choose `asr.compute_type` and `llm.bits`, unless those are given themselves."""
     asked = [key for key in given if key.startswith("model_optimization.")]
-    if not asked or "asr.compute_type" in given:
+    if not asked:
         return settings, {}
-    wanted = settings.model_optimization
-    compute_type = f"int{wanted.quantization_bits}" if wanted.enable_quantization else "default"
-    asr = settings.asr.model_copy(update={"compute_type": compute_type})
-    source = f"{given[asked[0]].source}, by model_optimization"
-    return settings.model_copy(update={"asr": asr}), {"asr.compute_type": source}
+    source, derived, wanted = f"{given[asked[0]].source}, by model_optimization", {}, settings.model_optimization
+    bits = wanted.quantization_bits
+    if "asr.compute_type" not in given:
+        # CTranslate2 and Whisper know no weights of 4 bits.
+        compute_type = f"int{max(bits, 8)}" if wanted.enable_quantization else "default"
+        asr = settings.asr.model_copy(update={"compute_type": compute_type})
+        settings, derived["asr.compute_type"] = settings.model_copy(update={"asr": asr}), source
+    if "llm.bits" not in given:
+        llm = settings.llm.model_copy(update={"bits": bits if wanted.enable_quantization else 16})
+        settings, derived["llm.bits"] = settings.model_copy(update={"llm": llm}), source
+    return settings, derived
 
 
 def _host(settings: Settings, given: Mapping[str, Given]) -> tuple[Settings, dict[str, str]]:
@@ -314,6 +358,17 @@ def _advice(settings: Settings) -> Iterator[str]:
         yield "network.cors_enabled lets nobody in: network.allowed_origins is empty"
     if settings.access.mode == "open" and not (network.host in _LOOPBACK or network.host.startswith("127.")):
         yield f"network.host {network.host} with access.mode open: everyone who can reach this port can use everything"
+    if settings.llm.engine == "openai" and settings.llm.base_url is not None:
+        yield from _about_the_chat_server(urlsplit(settings.llm.base_url), has_key=settings.llm.api_key is not None)
+
+
+def _about_the_chat_server(url: SplitResult, *, has_key: bool) -> Iterator[str]:
+    host = url.hostname or ""
+    if host in _LOOPBACK or host.startswith("127."):
+        return
+    yield f"llm.base_url is another machine: what people say is sent to {host}"
+    if url.scheme == "http":
+        yield f"llm.base_url is not https: {'the key and ' if has_key else ''}every word can be read on the way"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -339,5 +394,8 @@ def _parser() -> argparse.ArgumentParser:
     for flag, (_, description) in _FLAGS.items():
         parser.add_argument(flag, help=description)
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="any other setting")
+    parser.add_argument(
+        "--random-tiny", action="store_true", help="tiny models of random weights, to try the GPU profile anywhere"
+    )
     parser.add_argument("--print-config", action="store_true", help="show every value with its source, then exit")
     return parser

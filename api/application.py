@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from fastapi import Depends, FastAPI, WebSocket
@@ -22,9 +22,12 @@ from api.access.guard import Guard
 from api.access.headers import SecurityHeaders
 from api.access.lasting import EndsWithCredential
 from api.access.login import login_router
+from api.card_shares import CardShares
+from api.gpus import read_card
 from api.health import health_router, startup_router
 from api.history import History
 from api.host import HostMonitor
+from api.ledger import CardMemory, Ledger
 from api.metrics import Metrics, metrics_router
 from api.personal_data import PersonalData
 from api.readiness import Readiness
@@ -36,22 +39,35 @@ from api.rest.converse import SESSION_HEADER, TRANSCRIPT_HEADER
 from api.rest.jobs import Jobs
 from api.rest.me import me_router
 from api.rest.notices import notices_router
+from api.rest.selftest import InServer, selftest_router
 from api.sockets import DRAIN, Sockets
 from api.store import Store
 from api.talk_log import log_event
 from api.voices.book import VoiceBook
 from api.voices.workshop import Workshop, open_speakers
 from api.wire_out import Writer
-from pipeline.engines.base import Engines
+from pipeline.engines.base import EngineKind, Engines, Voice
 from pipeline.errors import ConfigError, VoicepodError
 from pipeline.options import LANGUAGES, SessionOptions, TurnDetection
+from pipeline.pressure import STEPS
 from pipeline.sample_quality import Speakers
 from pipeline.session import Session, new_id
+from pipeline.turn import Waits
 from settings import Settings, TtsSettings
 
 log = structlog.get_logger()
 
+WARM_UP = ("turn", "warm-up")  # as the loading screen knows it
+
 VERSION = "0.1.0"
+
+
+class WarmUp(Protocol):
+    """A turn that nobody hears; `pipeline.warm_up.warm_turn`."""
+
+    async def __call__(self, engines: Engines, *, voice: Voice, instructions: str, waits: Waits) -> None:
+        """Raises what the turn fails with."""
+        ...
 
 
 class Server:
@@ -64,21 +80,36 @@ class Server:
         *,
         on_fatal: Callable[[BaseException], None] = lambda error: None,
         speakers: Callable[[], Speakers | None] | None = None,
+        warm_up: WarmUp | None = None,
     ) -> None:
-        """`engines` and `speakers` (what tells voices apart) None: those that the settings name."""
+        """`engines` and `speakers` (what tells voices apart) None: those that the settings name.
+
+        `warm_up` is a turn before the first one, made when all engines are loaded; talks begin after it.
+        """
         self.settings = settings
         self.engines = engines or Engines.from_settings(settings)
         self.readiness = Readiness()
+        for process in self.engines.processes:
+            process.watch(self._engine_changed)
         self.registry = Registry(
             settings.network,
             max_sessions=settings.system.max_concurrent_users,
             create=self._create_session,
             clock=time.monotonic,
             on_ended=lambda session_id: self.history.ended(session_id),
+            why_not=self._why_no_room,
         )
         self.host = HostMonitor()
+        self.ledger = Ledger(
+            read_card,
+            fraction=settings.performance.gpu_memory_fraction,
+            max_talks=settings.system.max_concurrent_users,
+        )
+        self._warm_up = warm_up
         self.metrics = Metrics(self.readiness, self.host, version=VERSION)
         self.metrics.watch_sessions(lambda: self.registry.n_active)
+        if (pressure := self.engines.pressure) is not None:
+            self.metrics.watch_load(lambda: STEPS.index(pressure.step), lambda: pressure.wait_s)
         for kind, engine in self.engines.by_kind().items():
             self.metrics.watch_queue(kind, partial(getattr, engine, "n_waiting"))
         self.store = Store(settings.storage.dir)
@@ -92,6 +123,7 @@ class Server:
             settings, self.engines, self.voices, speakers or partial(open_speakers, settings.models.dir)
         )
         self.jobs = Jobs()
+        self.selftests = Jobs()  # apart: minutes that no transcription should wait for
         self._on_fatal = on_fatal
         self._voice = settings.tts.voice
         self._loading: asyncio.Task[None] | None = None
@@ -131,7 +163,9 @@ class Server:
         if settings.system.enable_monitoring:
             self.app.include_router(metrics_router(self.metrics), dependencies=[Depends(require("metrics"))])
         self.app.include_router(login_router(self.access, on_ticket=self.want_models))
-        self.app.include_router(rest_router(self._backend()))
+        backend = self._backend()
+        self.app.include_router(rest_router(backend))
+        self.app.include_router(selftest_router(InServer(backend, self.host), self.access, self.selftests))
         personal = PersonalData(self.store, self.registry, self.jobs, self.workshop, self.history)
         self.app.include_router(me_router(personal, self.access))
         self.app.include_router(notices_router(self.sockets, self.access))
@@ -195,6 +229,7 @@ class Server:
         ):
             running = tasks.create_task(self.registry.run(started), name="registry")
             working = tasks.create_task(self.jobs.run(), name="jobs")
+            testing = tasks.create_task(self.selftests.run(), name="self-tests")
             keeping = tasks.create_task(self.voices.run(), name="voices")
             self._loading = tasks.create_task(self._load(), name="load engines")
             await started.wait()
@@ -205,9 +240,10 @@ class Server:
                 self.readiness.drain()
                 self._loading.cancel()
                 working.cancel()
+                testing.cancel()
                 keeping.cancel()
                 self.registry.stop()
-                await asyncio.wait({running, working, keeping, self._loading})
+                await asyncio.wait({running, working, testing, keeping, self._loading})
                 for engine in self.engines.by_kind().values():
                     await engine.close()
                 log.info("server.stopped")
@@ -215,20 +251,57 @@ class Server:
     async def _load(self) -> None:
         """Load the engines one after the other: in parallel they would only fight for the same cores and memory."""
         named = self.engines.by_kind()
+        shares = CardShares(self.engines.processes, fraction=self.settings.performance.gpu_memory_fraction)
         for kind, engine in named.items():
             self.readiness.expect(kind, engine.info.name)
+        if self._warm_up is not None:
+            self.readiness.expect(*WARM_UP)
         await self._wanted.wait()
         try:
             for kind, engine in named.items():
                 async with self.readiness.loading(kind, engine.info.name):
+                    if kind != "vad" and (card := await self.ledger.look()) is not None:
+                        shares.before_load(kind, card)
                     await engine.load()
                     if kind == "tts":
                         self._check_voice()
                         await self.voices.attach()
+            if self._warm_up is not None:
+                async with self.readiness.loading(*WARM_UP):
+                    await self.ledger.measure(partial(self._warm_turn, self._warm_up))
+                    self.registry.max_sessions = self.ledger.seats
+                if (card := await self.ledger.look()) is not None:
+                    shares.share_rest(("llm", "asr", "tts"), card)
         except Exception as error:  # boundary: a server without its engines must stop, and say why
             if not isinstance(error, VoicepodError):
                 log.exception("server.load_failed")
             self._on_fatal(error)
+
+    async def _warm_turn(self, warm_up: WarmUp) -> None:
+        settings = self.settings
+        voice = next(voice for voice in self.engines.tts.info.voices if voice.id == self._voice)
+        waits = Waits.from_settings(settings.turn)
+        await warm_up(self.engines, voice=voice, instructions=settings.llm.system_prompt, waits=waits)
+
+    def _why_no_room(self, n_active: int) -> str:
+        """In words, why a talk more cannot be served well; nothing when it can."""
+        pressure = self.engines.pressure
+        if pressure is not None and pressure.at_least("refuse"):
+            return "the talks that run keep the engines busy"
+        card = self.host.snapshot().gpus[:1]
+        if card and card[0].memory_used_bytes is not None and card[0].memory_total_bytes:
+            memory = CardMemory(card[0].memory_used_bytes, card[0].memory_total_bytes)
+            if not self.ledger.has_room(n_active, memory):
+                return "the card's memory is full"
+        return ""
+
+    def _engine_changed(self, kind: EngineKind, trouble: str) -> None:
+        """A process with a loaded engine died, or is back (`trouble` is empty)."""
+        name = self.engines.by_kind()[kind].info.name
+        if trouble:
+            self.readiness.engine_down(kind, name, trouble)
+        else:
+            self.readiness.engine_up(kind, name)
 
     def _check_voice(self) -> None:
         """`tts.voice` must be one that the engine has; the default of another engine gives way to its first voice."""
@@ -265,6 +338,7 @@ class Server:
 
     def _create_session(self, session_id: str, owner: str) -> tuple[Session, Writer]:
         settings, engines = self.settings, self.engines
+        observers = () if engines.pressure is None else (engines.pressure.listen,)
         session = Session(
             session_id,
             engines,
@@ -275,7 +349,7 @@ class Server:
             max_reply_tokens=settings.llm.max_tokens,
             max_lead_s=settings.network.max_lead_s,
             clock=time.monotonic,
-            observers=(self.metrics.listen, log_event, self.history.observe),
+            observers=(*observers, self.metrics.listen, log_event, self.history.observe),
             voices=partial(self.voices.by_id, owner),
         )
         self.history.began(session_id, owner)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import structlog
+
+from api.ledger import CardMemory
 
 log = structlog.get_logger()
 
@@ -87,3 +90,17 @@ class Gpus:
             if getattr(error, "value", None) != self._nvml.NVML_ERROR_NOT_SUPPORTED:
                 self.n_errors += 1
             return None
+
+
+def read_card(gpus: Gpus | None = None) -> CardMemory | None:
+    """The memory of the first card that this process may use; None without one. Blocking, as `Gpus`."""
+    gpus = gpus or Gpus()
+    try:
+        wanted = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
+        index = int(wanted) if wanted.isdecimal() else 0
+        card = next((card for card in gpus.read() if card.index == index), None)
+    finally:
+        gpus.close()
+    if card is None or card.memory_used_bytes is None or not card.memory_total_bytes:
+        return None
+    return CardMemory(card.memory_used_bytes, card.memory_total_bytes)

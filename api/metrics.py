@@ -180,6 +180,18 @@ class Metrics:
 
     # --- what is asked for at each scrape
 
+    def watch_load(self, step: Callable[[], float], wait_s: Callable[[], float]) -> None:
+        """How hard the engines are pressed."""
+        self._live.add(
+            "load_step", "0 normal, 1 shorter first clause, 2 light ASR, 3 refusing.", (), lambda: {(): step()}
+        )
+        self._live.add(
+            "engine_wait_seconds",
+            "Mean time that the jobs of recent turns waited for engines.",
+            (),
+            lambda: {(): wait_s()},
+        )
+
     def watch_sessions(self, n_active: Callable[[], float]) -> None:
         """Where to ask how many seats are taken; once."""
         self._n_sessions = n_active

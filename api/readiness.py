@@ -76,10 +76,15 @@ class Readiness:
             engine.seconds = self._clock() - engine.began_at_s
 
     def engine_down(self, kind: str, name: str, detail: str) -> None:
-        """A loaded engine died; `loading` brings it back. `detail` is shown to people."""
+        """A loaded engine died; `loading` or `engine_up` brings it back. `detail` is shown to people."""
         self.expect(kind, name)
         engine = self._engines[kind, name]
         engine.state, engine.detail = "failed", detail
+
+    def engine_up(self, kind: str, name: str) -> None:
+        """An engine that was down works again."""
+        engine = self._engines[kind, name]
+        engine.state, engine.detail = "ready", ""
 
     def degrade(self, part: str, reason: str) -> None:
         """Something that talks can do without is missing: still ready, and said so."""

@@ -21,6 +21,8 @@ from settings import NetworkSettings
 
 log = structlog.get_logger()
 
+RETRY_PRESSED_S = 10.0  # in this time the engines have caught up, or a talk has ended
+
 
 @dataclass(slots=True, eq=False)
 class Seat:
@@ -49,10 +51,15 @@ class Registry:
         create: Callable[[str, str], tuple[Session, Writer]],
         clock: Callable[[], float],
         on_ended: Callable[[str], None] = lambda session_id: None,
+        why_not: Callable[[int], str] = lambda n_active: "",
     ) -> None:
-        """`create` makes the session of an id for an owner; `on_ended` hears the id of each that is over."""
+        """`create` makes the session of an id for an owner; `on_ended` hears the id of each that is over.
+
+        `why_not(n_active)` says in words why a free seat cannot be given away beside so many talks, or nothing.
+        """
         self.max_sessions = max_sessions
         self._network, self._create, self._clock, self._on_ended = network, create, clock, on_ended
+        self._why_not = why_not
         self._seats: dict[str, Seat] = {}  # resume token -> seat
         self._tasks: asyncio.TaskGroup | None = None
         self._stopping = asyncio.Event()
@@ -90,7 +97,10 @@ class Registry:
 
     def check_free(self) -> None:
         """`Busy` when every seat is taken."""
-        if self.n_active < self.max_sessions:
+        n_active = self.n_active
+        if n_active < self.max_sessions:
+            if reason := self._why_not(n_active):
+                raise Busy(f"{reason}; please try again in a moment", retry_after_s=RETRY_PRESSED_S)
             return
         waits = [
             self._network.seat_hold_s - (self._clock() - seat.left_at_s)

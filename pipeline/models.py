@@ -6,7 +6,8 @@
     <models dir>/<model id>/<files>          the files themselves
     <models dir>/<model id>/.verified.json   written last, after every hash was right ("the mark")
 
-A model without its mark does not count as present.
+A model without its mark does not count as present. A file whose sha256 nobody has published is `"sha256": null`: the
+hub's own is checked when it is first fetched at its fixed revision, and the mark keeps it from then on.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class HubFile(_Record):
 
 
 class SourceFile(_Record):
-    """A file to be had: its size, and the sources beyond a local directory that have it."""
+    """A file to be had: its size (about, where no sha256 is known), and the sources beyond a local directory."""
 
     name: RelativePath
     bytes: Size
@@ -81,25 +82,33 @@ class SourceFile(_Record):
 
 
 class ModelFile(SourceFile):
-    """One file of a model in the manifest, with what it must hash to."""
+    """One file of a model in the manifest, with what it must hash to; None: see `pinned`."""
 
-    sha256: Sha256
+    sha256: Sha256 | None
 
 
 class Model(_Record):
-    """One model: `profiles` that need it ("optional": only on request), `tier` among the models of its role."""
+    """One model: `profiles` that need it ("optional": only on request), `tier` among the models of its role.
+
+    `gated`: the hub gives it to nobody without an account; `terms` then says what to do. `notice` is what its users
+    must read. `hashes_from` says where the sizes and hashes were found.
+    """
 
     id: ModelId
     title: str
     role: Literal["vad", "asr", "llm", "tts", "speaker", "watermark"]
-    tier: Literal["default", "fast", "quality"]
+    tier: Literal["default", "fast", "quality", "gpu"]
     licence: str
     profiles: tuple[Literal["cpu", "gpu", "optional"], ...]
+    gated: bool = False
+    terms: str = ""
+    notice: str = ""
+    hashes_from: str = ""
     files: tuple[ModelFile, ...] = Field(min_length=1)
 
     @property
     def total_bytes(self) -> int:
-        """Size of all files together, as they lie on the disk."""
+        """Size of all files together, as they lie on the disk; about, where a file has no sha256."""
         return sum(file.bytes for file in self.files)
 
 
@@ -119,7 +128,11 @@ class Manifest(_Record):
             names = [file.name for file in model.files]
             if len(set(names)) != len(names) or MARK_NAME in names:
                 raise ValueError(f"{model.id}: file names must be unique")
+            if model.gated and not model.terms:
+                raise ValueError(f"{model.id}: a gated model says what to do in terms")
             for file in model.files:
+                if file.sha256 is None and (file.parts or not file.hub):
+                    raise ValueError(f"{model.id}/{file.name}: only a hub's file may have no sha256")
                 if file.hub and not _is_commit(file.hub.revision):
                     raise ValueError(f"{model.id}/{file.name}: a hub revision must be a full commit hash")
                 if file.parts and sum(part.bytes for part in file.parts) != file.bytes:
@@ -135,12 +148,13 @@ class Manifest(_Record):
 
 
 class VerifiedFile(_Record):
-    """A file whose sha256 was right when its modification time was `mtime_ns`."""
+    """A file whose sha256 was right when its time was `mtime_ns`; `origin` where the mark alone knows that sha256."""
 
     name: RelativePath
     bytes: Size
     sha256: Sha256
     mtime_ns: int
+    origin: str | None = None
 
 
 class Mark(_Record):
@@ -197,6 +211,24 @@ def write_mark(directory: Path, mark: Mark) -> None:
     temporary.replace(directory / MARK_NAME)
 
 
+def origin_of(file: SourceFile) -> str | None:
+    """Repository, revision and path of a hub's file in one line."""
+    return f"{file.hub.repository}@{file.hub.revision}/{file.hub.path}" if file.hub else None
+
+
+def pinned(file: ModelFile, mark: Mark | None) -> ModelFile | None:
+    """`file` with the size and sha256 it must have: the manifest's, else those of its first download; None: unknown.
+
+    What the mark keeps counts for the same revision of the same repository alone.
+    """
+    if file.sha256 is not None:
+        return file
+    for known in mark.files if mark else ():
+        if known.name == file.name and known.origin == origin_of(file):
+            return file.model_copy(update={"bytes": known.bytes, "sha256": known.sha256})
+    return None
+
+
 def fault(path: Path, n_bytes: int, sha256: str, *, trusted_mtime_ns: int | None) -> str | None:
     """What is wrong with one file, None when it is right; hashes it unless its time is the trusted one."""
     try:
@@ -220,17 +252,25 @@ def faults(directory: Path, model: Model | None, *, rehash: bool = False) -> lis
     if mark is None:
         return ["it is not completely downloaded" if directory.is_dir() else "it is not downloaded"]
     marked = {file.name: file for file in mark.files}
+    wanted = {file.name: kept.sha256 for file in (model.files if model else ()) if (kept := pinned(file, mark))}
     found = []
-    for file in model.files if model else mark.files:
-        known = marked.get(file.name)
-        if known is None or known.sha256 != file.sha256:
-            found.append(f"{file.name} is of another version")
+    for name in [file.name for file in (model.files if model else mark.files)]:
+        known = marked.get(name)
+        if known is None or (model and known.sha256 != wanted.get(name)):
+            found.append(f"{name} is of another version")
             continue
         trusted = None if rehash else known.mtime_ns
-        wrong = fault(directory / file.name, file.bytes, file.sha256, trusted_mtime_ns=trusted)
+        wrong = fault(directory / name, known.bytes, known.sha256, trusted_mtime_ns=trusted)
         if wrong:
-            found.append(f"{file.name} {wrong}")
+            found.append(f"{name} {wrong}")
     return found
+
+
+def _arguments_for(model: Model | None) -> str:
+    """What to give to scripts.download_models for `model`: for one of the GPU profile, what gets all of them."""
+    if model is None:
+        return "--llm hub:REPO@REVISION/FILE"
+    return "--profile gpu" if model.profiles == ("gpu",) else f"--model {model.id}"
 
 
 def locate(models_dir: Path, model_id: str, *, manifest: Manifest | None = None) -> Path:
@@ -245,7 +285,7 @@ def locate(models_dir: Path, model_id: str, *, manifest: Manifest | None = None)
     directory = models_dir / model_id
     wrong = faults(directory, model)
     if wrong:
-        ask = f"--model {model_id}" if model else "--llm hub:REPO@REVISION/FILE"
+        ask = _arguments_for(model)
         raise ConfigError(
             f"The model {model_id} is not usable in {models_dir}: {wrong[0]}. "
             f"Run: python -m scripts.download_models {ask} --models-dir {models_dir}"

@@ -17,8 +17,9 @@ from pipeline.errors import VoicepodError
 from pipeline.events import ReplyReason, ReplyStatus
 from pipeline.outbox import Gate, Outbox, TurnOutput
 from pipeline.playout import Playout
+from pipeline.pressure import SHORT_FIRST_CLAUSE_CHARS, SHORT_FIRST_PIECE_CHARS
 from pipeline.records import Outcome, TurnRecord
-from pipeline.sentences import PieceSplitter
+from pipeline.sentences import FIRST_PIECE_MAX_CHARS, PieceSplitter
 from pipeline.turn import ReplySink, Waits, speak, write
 
 if TYPE_CHECKING:
@@ -75,11 +76,7 @@ class Response:
         self.output.when_released(self._begin)
         sink = ReplySink(self._add_text, self._begin_piece, self._end_piece, self._play, self._mark)
         if self.spoken:
-            splitter = PieceSplitter(
-                language=voice.language,
-                first_clause_min_chars=self._parts.turn.first_clause_min_chars,
-                piece_max_chars=self._parts.turn.piece_max_chars,
-            )
+            splitter = self._splitter(voice)
             tts, rate = self._parts.engines.tts, self.playout.sample_rate
             await speak(
                 deltas, sink, tts=tts, voice=voice, splitter=splitter, output_rate=rate, waits=self._parts.waits
@@ -93,6 +90,19 @@ class Response:
         self.output.when_released(lambda: self._end(status, reason, behind_audio=True))
         await self._played_out()
         self.close("completed")
+
+    def _splitter(self, voice: Voice) -> PieceSplitter:
+        """Cuts the reply into pieces; a shorter first one where the engines are pressed."""
+        turn, pressure = self._parts.turn, self._parts.engines.pressure
+        least, most = turn.first_clause_min_chars, FIRST_PIECE_MAX_CHARS
+        if pressure is not None and pressure.at_least("first_clause"):
+            least, most = min(least, SHORT_FIRST_CLAUSE_CHARS), SHORT_FIRST_PIECE_CHARS
+        return PieceSplitter(
+            language=voice.language,
+            first_clause_min_chars=least,
+            piece_max_chars=turn.piece_max_chars,
+            first_piece_max_chars=most,
+        )
 
     def cut(self, reason: ReplyReason) -> None:
         """Stop at once: no sample of it leaves any more, the history keeps what was heard."""

@@ -27,9 +27,16 @@ _FENCE = "```"
 class PieceSplitter:
     """Feed it deltas, take pieces. Pure; one object per reply."""
 
-    def __init__(self, *, language: str, first_clause_min_chars: int, piece_max_chars: int) -> None:
+    def __init__(
+        self,
+        *,
+        language: str,
+        first_clause_min_chars: int,
+        piece_max_chars: int,
+        first_piece_max_chars: int = FIRST_PIECE_MAX_CHARS,
+    ) -> None:
         self._language = language
-        self._first_min, self._max = first_clause_min_chars, piece_max_chars
+        self._first_min, self._first_max, self._max = first_clause_min_chars, first_piece_max_chars, piece_max_chars
         self._reply = ""
         self._start = 0
         self._index = 0
@@ -95,7 +102,7 @@ class PieceSplitter:
         for match in _CLAUSE_END.finditer(rest):
             if match.end() >= self._first_min:
                 return match.end()
-        return _last_space(rest, FIRST_PIECE_MAX_CHARS) if len(rest) > FIRST_PIECE_MAX_CHARS else 0
+        return _last_space(rest, self._first_max) if len(rest) > self._first_max else 0
 
     def _long(self, rest: str) -> int:
         """A cut for a sentence over the limit: at its last clause end within it, else at a space."""

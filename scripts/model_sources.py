@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote, urlsplit
@@ -34,6 +35,15 @@ _ATTEMPTS = 30
 
 Advance = Callable[[int], None]
 """Told how many bytes the `.part` file grew (negative: a prefix was thrown away)."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubFacts:
+    """What a hub says of a file: large ones have a sha256 there, small ones the id of a git object."""
+
+    n_bytes: int
+    sha256: str | None
+    git_blob: str | None
 
 
 class Source(Protocol):
@@ -63,17 +73,22 @@ class LocalFiles:
         return bool(self._directories)
 
     def complete(self, model_id: str, file: ModelFile, part: Path, advance: Advance) -> None:
-        """Copy the first file of that name whose size and sha256 are right."""
-        for directory in self._directories:
-            for candidate in (model_id + "/" + file.name, file.name, Path(file.name).name):
-                path = directory / candidate
-                if not path.is_file() or path.stat().st_size != file.bytes or sha256_of(path) != file.sha256:
-                    continue
-                advance(-_size(part))
-                shutil.copyfile(path, part)
-                advance(file.bytes)
-                return
-        raise StorageError("no such file, or not with the right sha256")
+        """Copy the first file of that name whose size and, where one is known, sha256 are right."""
+        for path in self.candidates(model_id, file.name):
+            if not path.is_file() or path.stat().st_size != file.bytes:
+                continue
+            if file.sha256 is not None and sha256_of(path) != file.sha256:
+                continue
+            advance(-_size(part))
+            shutil.copyfile(path, part)
+            advance(file.bytes)
+            return
+        raise StorageError("no such file, or not with the right size and sha256")
+
+    def candidates(self, model_id: str, name: str) -> list[Path]:
+        """Where the file `name` of the model may lie, the likeliest place first."""
+        places = (f"{model_id}/{name}", name, Path(name).name)
+        return [directory / place for directory in self._directories for place in places]
 
 
 class PackageParts:
@@ -202,21 +217,30 @@ class Hub:
         if _size(part) != file.bytes:
             raise StorageError(f"the hub stopped at {_size(part)} of {file.bytes} bytes ({reason})")
 
-    def describe(self, hub: HubFile) -> tuple[int, str | None]:
-        """Size in bytes, and sha256 where the hub names it, of a file that is in no manifest."""
-        try:
-            response = self._connected().head(self._url(hub), headers={"Accept-Encoding": "identity"})
-        except httpx.RequestError as error:
-            raise self._lost(error) from error
+    def describe(self, hub: HubFile) -> HubFacts:
+        """What the hub says of a file that the manifest knows no sha256 of."""
+        for attempt in range(_FRUITLESS_ATTEMPTS):
+            try:
+                response = self._connected().head(self._url(hub), headers={"Accept-Encoding": "identity"})
+            except httpx.RequestError as error:
+                raise self._lost(error) from error
+            if not _is_passing(response.status_code):
+                break
+            self._pause(0.5 * 2**attempt)
         if response.status_code >= 400:
             raise StorageError(_refusal(response.status_code))
-        # The hub answers for large files with a redirect to its store, and tells what it knows on that first answer.
-        first = (response.history or [response])[0].headers
-        size = first.get("x-linked-size") or response.headers.get("content-length") or ""
+        # The hub answers with redirects, for large files to a store elsewhere; only its own answers say what it knows.
+        host = urlsplit(self._endpoint).netloc
+        own = [answer.headers for answer in (*response.history, response) if answer.url.netloc.decode() == host]
+        size = _first("x-linked-size", own) or response.headers.get("content-length") or ""
         if not size.isdigit() or int(size) == 0:
             raise StorageError("the hub does not say how large the file is")
-        etag = first.get("x-linked-etag", "").strip('W/"')
-        return int(size), etag if re.fullmatch(r"[0-9a-f]{64}", etag) else None
+        etag = (_first("x-linked-etag", own) or _first("etag", own[::-1])).strip('W/"')
+        return HubFacts(
+            int(size),
+            etag if re.fullmatch(r"[0-9a-f]{64}", etag) else None,
+            etag if re.fullmatch(r"[0-9a-f]{40}", etag) else None,
+        )
 
     def close(self) -> None:
         """Close the connections; the next call opens new ones."""
@@ -234,7 +258,7 @@ class Hub:
                 if response.status_code == 416:
                     self._restart(part, advance)
                     return
-                if response.status_code in (408, 429) or response.status_code >= 500:
+                if _is_passing(response.status_code):
                     response.raise_for_status()
                 if response.status_code not in (200, 206):
                     raise StorageError(_refusal(response.status_code))
@@ -326,10 +350,22 @@ def _whole_size(response: httpx.Response, start: int) -> int | None:
     return int(length) if length.isdigit() else None
 
 
+def _is_passing(status: int) -> bool:
+    """Whether the same question may be answered in a while."""
+    return status in (408, 429) or status >= 500
+
+
 def _refusal(status: int) -> str:
+    if _is_passing(status):
+        return f"the hub does not answer now ({status})"
     if status in (401, 403):
-        return f"the hub refuses the file ({status}); it may need an account: set HF_TOKEN"
+        known = "the HF_TOKEN that is set may not read it" if os.environ.get("HF_TOKEN") else "set HF_TOKEN"
+        return f"the hub refuses the file ({status}); it needs an account that accepted the model's terms: {known}"
     return f"the hub does not have the file ({status})"
+
+
+def _first(name: str, answers: Sequence[httpx.Headers]) -> str:
+    return next((answer[name] for answer in answers if name in answer), "")
 
 
 def _size(path: Path) -> int:

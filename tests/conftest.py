@@ -18,10 +18,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden event files anew")
 
 
-# Of the tests that belong to no group, the files to begin with: one of them left for the end would run alone.
-SLOW = ("test_barge_in_schedules.py", "test_download_models.py")
+# Of the files that belong to no group, those to begin with: one of them left for the end would run alone.
+SLOW = ("test_gpu_profile.py", "test_schedules.py", "test_engine_process.py", "test_barge_in_schedules.py")
 
-# The order in which several workers take these groups: the longest first, the many small tests of no group fill up.
+# The order in which several workers take these groups: the longest first, the many small files fill up.
 GROUPS = ("real server", "contract", "browser", "audio corpus")
 
 
@@ -37,10 +37,11 @@ def _group(path: Path) -> str | None:
 
 
 class _Groups(LoadScopeScheduling):  # type: ignore[misc]
-    """One worker takes a group, one test of all others. xdist 3.8 loses its own groups under pytest 9.2."""
+    """One worker takes a group, or a file with its fixtures. xdist 3.8 loses its own groups under pytest 9.2."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return _group(Path(nodeid.partition("::")[0])) or nodeid
+        file = nodeid.partition("::")[0]
+        return _group(Path(file)) or file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _Groups:

@@ -1,4 +1,4 @@
-"""Whisper through faster-whisper (CTranslate2): one utterance at a time, int8 on the CPU.
+"""Whisper through faster-whisper (CTranslate2): one utterance at a time, int8 on a CPU, int8_float16 on a card.
 
 PyAV stays out. faster-whisper imports it to decode files, which this project never asks of it, and PyAV's wheel brings
 libx264 and libx265, which are GPL. An empty module stands in for it while faster-whisper is imported.
@@ -18,7 +18,18 @@ import numpy as np
 
 from pipeline.audio import AudioChunk, Samples
 from pipeline.engines.base import EngineInfo, Transcript, Word
+from pipeline.engines.ctranslate2_device import load_cublas, resolved_device, runnable_type, supported_types
 from pipeline.engines.lanes import Lane, Stop
+from pipeline.engines.whisper_guards import (
+    MAX_NO_SPEECH,
+    MIN_AVG_LOGPROB,
+    SAMPLE_RATE,
+    WINDOW_S,
+    is_audible,
+    is_speech,
+    max_new_tokens,
+)
+from pipeline.engines.whisper_weights import layout_of
 from pipeline.errors import ConfigError, EngineError, EngineFailed, EngineNotReady, InvalidInput, OutOfMemory
 from pipeline.models import locate
 from settings import Settings
@@ -26,35 +37,27 @@ from settings import Settings
 if TYPE_CHECKING:
     from faster_whisper import WhisperModel
 
-SAMPLE_RATE = 16_000
-WINDOW_S = 30.0  # what Whisper hears at once
-
-# Whisper invents text for silence and noise ("Thank you.", "No, no, no, ..."). The guards, from cheap to dear:
-FLOOR_DB = -55.0  # the loudest 100 ms of the utterance must pass this (full scale = 0) or the model is not asked
-TOKENS_PER_S, MIN_TOKENS, MAX_TOKENS = 10.0, 24, 220  # fast speech is 5 tokens/s; a loop of noise would run to 448
-MAX_NO_SPEECH = 0.6  # unless the average log-probability is good; both thresholds as in the Whisper paper, section 4.5
-MIN_AVG_LOGPROB = -1.0
-# Where Whisper half doubts that anyone spoke. Of the test clips, speech has -0.46 and more, a dog's bark -0.94.
-MIN_AVG_LOGPROB_DOUBTED = -0.7
-# Text that zips this well is one phrase again and again: an invention where Whisper itself half doubts that anyone
-# spoke (a dog: 4.1 and 0.47), and always beyond what people repeat (a sentence said three times: 3.2 and 0.02).
-MAX_COMPRESSION, MAX_COMPRESSION_EVER, DOUBTED_SPEECH = 2.4, 6.0, 0.2
-
 
 class FasterWhisperAsr:
-    """Speech of one utterance to text. `model` is Whisper's size: `base`, `tiny.en` ..."""
+    """Speech of one utterance to text. `model` is Whisper's size: `base`, `tiny.en` ...
+
+    `path` is a directory with another Whisper in CTranslate2's layout; it goes before `model`. `device` is auto, cpu,
+    cuda or cuda:N. A `compute_type` that the device has not is replaced by the nearest (`ctranslate2_device.py`).
+    """
 
     def __init__(
         self,
         *,
         models_dir: Path,
         model: str = "base",
+        path: Path | None = None,
         threads: int = 2,
         beam_size: int = 1,
         compute_type: str = "int8",
         device: str = "auto",
     ) -> None:
-        self._models_dir, self._model_id = models_dir, f"whisper-{model}"
+        self._models_dir, self._path = models_dir, path
+        self._model_id = path.name if path else f"whisper-{model}"
         self._threads, self._beam_size = threads, beam_size
         self._compute_type, self._device = compute_type, device
         self._lane = Lane("faster-whisper", 1, stage="asr")
@@ -68,6 +71,7 @@ class FasterWhisperAsr:
         return cls(
             models_dir=settings.models.dir,
             model=settings.models.whisper_model,
+            path=asr.path,
             threads=asr.threads,
             beam_size=asr.beam_size,
             compute_type=asr.compute_type,
@@ -81,7 +85,7 @@ class FasterWhisperAsr:
             kind="asr",
             name="faster_whisper",
             model=self._model_id,
-            device=self._whisper.model.device if self._whisper else "cpu",
+            device=_device_of(self._whisper) if self._whisper else "cpu",
             sample_rate=SAMPLE_RATE,
             languages=tuple(self._whisper.supported_languages) if self._whisper else (),
         )
@@ -90,6 +94,10 @@ class FasterWhisperAsr:
     def n_waiting(self) -> int:
         """Jobs that wait for the lane."""
         return self._lane.n_waiting
+
+    async def idle(self) -> None:
+        """Return once no step runs."""
+        await self._lane.idle()
 
     async def load(self) -> None:
         """Read the weights and hear one second of silence."""
@@ -122,20 +130,25 @@ class FasterWhisperAsr:
         return await self._lane.run(lambda stop: self._hear(whisper, utterance, language, words, stop))
 
     def _read(self, stop: Stop) -> WhisperModel:
-        directory = locate(self._models_dir, self._model_id)
-        device, _, index = _resolve(self._device).partition(":")
+        directory = _own(self._path) if self._path else locate(self._models_dir, self._model_id)
+        kind, number = resolved_device(self._device, setting="asr.device")
+        if kind == "cuda":
+            load_cublas()
         try:
             whisper = _import_faster_whisper().WhisperModel(
                 str(directory),
-                device=device,
-                device_index=int(index or 0),
-                compute_type=self._compute_type,
+                device=kind,
+                device_index=number,
+                compute_type=runnable_type(self._compute_type, kind, supported_types(kind, number)),
                 cpu_threads=self._threads,
                 local_files_only=True,
             )
         except Exception as error:
             raise ConfigError(f"the model {self._model_id} in {directory} cannot be loaded: {error}") from error
-        self._decode(whisper, np.zeros(SAMPLE_RATE, np.float32), "en", False, stop)
+        try:
+            self._decode(whisper, np.zeros(SAMPLE_RATE, np.float32), "en", False, stop)
+        except EngineError as error:
+            raise ConfigError(f"the model {self._model_id} does not work on {kind}: {error.message}") from error
         loaded: WhisperModel = whisper
         return loaded
 
@@ -158,7 +171,12 @@ class FasterWhisperAsr:
             for segment in segments:  # decoded as they are asked for
                 if stop:
                     break
-                if _is_speech(segment):
+                if is_speech(
+                    segment.text,
+                    no_speech_prob=segment.no_speech_prob,
+                    avg_logprob=segment.avg_logprob,
+                    compression_ratio=segment.compression_ratio,
+                ):
                     parts.append(segment.text.strip())
                     timed += [Word(w.word.strip(), float(w.start), float(w.end)) for w in segment.words or ()]
         except MemoryError as error:
@@ -172,21 +190,10 @@ class FasterWhisperAsr:
         return Transcript(" ".join(parts).strip(), language, tuple(timed))
 
 
-def is_audible(utterance: AudioChunk) -> bool:
-    """Whether any 100 ms of the utterance are louder than `FLOOR_DB`."""
-    window = max(utterance.sample_rate // 10, 1)
-    n_windows = utterance.n_samples // window
-    if not n_windows:
-        return False
-    power = np.square(utterance.samples[: n_windows * window].reshape(n_windows, window)).mean(axis=1)
-    return bool(power.max() > 10 ** (FLOOR_DB / 10))
-
-
 def _segments(
     whisper: WhisperModel, samples: Samples, language: str | None, words: bool, beam_size: int
 ) -> tuple[Iterable[Any], str]:
     """Segments, decoded as they are asked for, and the language that was given or detected."""
-    max_new_tokens = min(MIN_TOKENS + int(TOKENS_PER_S * samples.size / SAMPLE_RATE), MAX_TOKENS)
     segments, info = whisper.transcribe(
         samples,
         language=language or "en",
@@ -195,7 +202,7 @@ def _segments(
         no_speech_threshold=MAX_NO_SPEECH,
         log_prob_threshold=MIN_AVG_LOGPROB,
         condition_on_previous_text=False,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=max_new_tokens(samples.size),
         # Past one window Whisper needs its time stamps to know where the next one begins.
         without_timestamps=samples.size <= WINDOW_S * SAMPLE_RATE,
         word_timestamps=words,
@@ -216,22 +223,22 @@ def _segments(
     return whisper.generate_segments(features, tokenizer, info.transcription_options, False, encoded), detected
 
 
-def _is_speech(segment: Any) -> bool:
-    """Whether a segment that Whisper itself let pass is worth a turn."""
-    is_doubted = segment.no_speech_prob > DOUBTED_SPEECH
-    if segment.avg_logprob < (MIN_AVG_LOGPROB_DOUBTED if is_doubted else MIN_AVG_LOGPROB):
-        return False
-    if segment.compression_ratio > (MAX_COMPRESSION if is_doubted else MAX_COMPRESSION_EVER):
-        return False
-    return any(char.isalnum() for char in segment.text)
+def _device_of(whisper: WhisperModel) -> str:
+    kind: str = whisper.model.device
+    return f"cuda:{whisper.model.device_index[0]}" if kind == "cuda" else kind
 
 
-def _resolve(device: str) -> str:
-    if device != "auto":
-        return device
-    import ctranslate2
-
-    return "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
+def _own(directory: Path) -> Path:
+    """`asr.path`, or a ConfigError when it is not a model that faster-whisper reads without the network."""
+    if layout_of(directory) != "ctranslate2":
+        raise ConfigError(
+            "asr.path holds a Whisper of Hugging Face; faster_whisper reads those of CTranslate2. Set asr.engine to "
+            "whisper, or convert it with ct2-transformers-converter"
+        )
+    for name in ("config.json", "tokenizer.json"):
+        if not (directory / name).is_file():
+            raise ConfigError(f"asr.path holds no {name}, which belongs to a CTranslate2 Whisper")
+    return directory
 
 
 def _import_faster_whisper() -> ModuleType:

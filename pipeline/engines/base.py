@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, runtime_checkable
@@ -17,6 +18,8 @@ from pipeline.audio import AudioChunk, Samples
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pipeline.engines.process_supervisor import EngineProcess
+    from pipeline.pressure import Pressure
     from settings import Settings
 
 EngineKind = Literal["vad", "asr", "llm", "tts"]
@@ -239,8 +242,15 @@ ENGINES: dict[EngineKind, dict[str, str]] = {
         "silero": "pipeline.engines.vad_silero:SileroVad",
         "webrtc": "pipeline.engines.vad_webrtc:WebrtcVad",
     },
-    "asr": {"faster_whisper": "pipeline.engines.asr_faster_whisper:FasterWhisperAsr"},
-    "llm": {"llamacpp": "pipeline.engines.llm_llamacpp:LlamaCppLlm"},
+    "asr": {
+        "faster_whisper": "pipeline.engines.asr_faster_whisper:FasterWhisperAsr",
+        "whisper": "pipeline.engines.asr_whisper:WhisperAsr",
+    },
+    "llm": {
+        "llamacpp": "pipeline.engines.llm_llamacpp:LlamaCppLlm",
+        "openai": "pipeline.engines.llm_openai:OpenAiLlm",
+        "transformers": "pipeline.engines.llm_transformers:TransformersLlm",
+    },
     "tts": {
         "firered": "pipeline.engines.tts_firered:FireRedTts",
         "firered_upstream": "pipeline.engines.tts_firered_upstream:FireRedUpstreamTts",
@@ -262,23 +272,50 @@ def create_engine(kind: EngineKind, name: str, settings: Settings) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Engines:
-    """The four engines of a talk, shared by all sessions."""
+    """The four engines of a talk, shared by all sessions.
+
+    `processes` are those that some of them live in; `pressure` knows how hard they are pressed, None: nobody asks.
+    """
 
     vad: Vad
     asr: Asr
     llm: Llm
     tts: Tts
+    processes: tuple[EngineProcess, ...] = ()
+    pressure: Pressure | None = None
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Engines:
         """The engines that the settings name, not loaded yet; the TTS marks what it says as `voices.watermark` asks."""
-        from pipeline.engines.marking import with_watermark  # that module imports this one
+        from pipeline.engines.asr_by_load import with_light_model  # these modules import this one
+        from pipeline.engines.marking import with_watermark
+        from pipeline.engines.process import in_processes
+        from pipeline.engines.shelf import Shelf, on_shelf
+        from pipeline.pressure import Pressure
+        from settings import EVICTABLE
+
+        pressure = Pressure(max_wait_s=settings.scaling_config.max_wait_s, clock=time.monotonic)
+        elsewhere, processes = in_processes(settings)
+
+        shelf = Shelf(settings.system.max_loaded_models)
+        is_tight = settings.system.max_loaded_models < len(EVICTABLE)
+
+        def engine(kind: EngineKind, name: str) -> Any:
+            if kind in elsewhere:
+                return elsewhere[kind]
+            if is_tight and kind in EVICTABLE:
+                return on_shelf(shelf, kind, lambda: create_engine(kind, name, settings))
+            return create_engine(kind, name, settings)
 
         return cls(
-            create_engine("vad", settings.vad.engine, settings),
-            create_engine("asr", settings.asr.engine, settings),
-            create_engine("llm", settings.llm.engine, settings),
-            with_watermark(create_engine("tts", settings.tts.engine, settings), settings),
+            engine("vad", settings.vad.engine),
+            with_light_model(
+                engine("asr", settings.asr.engine), settings, is_pressed=lambda: pressure.at_least("light_asr")
+            ),
+            engine("llm", settings.llm.engine),
+            with_watermark(engine("tts", settings.tts.engine), settings),
+            processes,
+            pressure,
         )
 
     def by_kind(self) -> dict[EngineKind, Engine]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from firered import (
     StreamOptions,
 )
 from pipeline.audio import AudioChunk, Samples
+from pipeline.engines import lanes
 from pipeline.engines.base import SpeechChunk, SpeechPiece
 from pipeline.engines.onset import OnsetTrim
 from pipeline.engines.stretching import TimeStretch
@@ -62,7 +64,7 @@ class FireRedReply:
         self._events: asyncio.Queue[StreamEvent | None] = asyncio.Queue()
         self._pieces: deque[_Piece] = deque()  # handed over and not ended, in order
         self._n_unspoken = 0  # pieces that the engine has not finished
-        self._has_all_text = False
+        self._has_all_text = self._is_over = False
         self._trim, self._stretch = OnsetTrim(self._rate), self._new_stretch()
         try:
             self._stream = engine.open(options, self._hear)
@@ -91,6 +93,8 @@ class FireRedReply:
                     yield self._mark(np.zeros(0, np.float32))
             await asking
         finally:
+            if not self._is_over:
+                lanes.stopping[self] = time.monotonic()
             self._stream.cancel()
             if asking.cancel():
                 await asyncio.wait([asking])
@@ -137,7 +141,8 @@ class FireRedReply:
         if isinstance(event, PieceEnd):
             self._n_unspoken -= 1
         elif isinstance(event, StreamEnd | StreamFailed):
-            self._n_unspoken = 0
+            self._n_unspoken, self._is_over = 0, True
+            lanes.stopping.pop(self, None)
             self._on_over(self)
         if not self._n_unspoken:
             self.settled.set()

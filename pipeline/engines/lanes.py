@@ -67,6 +67,14 @@ def tell_nobody(work: Work) -> None:
 # Names of lanes that were closed while a step ran on: the interpreter would wait for their threads at its exit.
 abandoned: set[str] = set()
 
+# Jobs that were told to stop and have not yet, with the moment they were told. One event loop's, as the lanes are.
+stopping: dict[object, float] = {}
+
+
+def overdue_s() -> float:
+    """How long the oldest of them has been told: more than a step takes means that the step hangs."""
+    return time.monotonic() - min(stopping.values()) if stopping else 0.0
+
 
 def _no_priority() -> tuple[int, float]:
     """Of work outside a talk, such as a file that is read aloud: nobody waits for its next second."""
@@ -155,7 +163,7 @@ class Lane:
         try:
             return await done
         finally:
-            stop.set()
+            self._stop(stop)
 
     def stream(self, work: Callable[[Stop], Iterator[T]], *, buffer: int = 4) -> AsyncGenerator[T, None]:
         """Items of `work(stop)` as they come, at most `buffer` ahead of the reader. Close it to stop the job."""
@@ -212,7 +220,7 @@ class Lane:
                 room.release()
                 yield item
         finally:
-            stop.set()
+            self._stop(stop)
 
     async def close(self, timeout_s: float = 10.0) -> None:
         """Refuse new jobs, stop the running ones and wait for their threads, at most `timeout_s`."""
@@ -222,13 +230,19 @@ class Lane:
                 waiter.set_exception(self._closed_error())
         self._waiting.clear()
         for stop in list(self._stops):
-            stop.set()
+            self._stop(stop)
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
         except TimeoutError:  # a step that never ends must not keep the server from closing
             abandoned.add(self.name)
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _stop(self, stop: Stop) -> None:
+        """Ask the job to end; the time is noted while it runs on."""
+        if stop in self._stops:
+            stopping.setdefault(stop, time.monotonic())
+        stop.set()
 
     def _refuse(self, stop: Stop) -> None:
         """Raise in a job that closing cut short, so that half a result never looks like a whole one."""
@@ -267,6 +281,7 @@ class Lane:
 
     def _free_slot(self, stop: Stop) -> None:
         self._stops.discard(stop)
+        stopping.pop(stop, None)
         self._hand_on()
 
     def _hand_on(self) -> None:

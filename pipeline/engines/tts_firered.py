@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import re
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -23,6 +22,7 @@ from pipeline.engines import lanes
 from pipeline.engines.base import EngineInfo, SpeechChunk, SpeechPiece, Voice
 from pipeline.engines.lanes import Lane, Stop
 from pipeline.engines.stretching import MAX_SPEED, MIN_SPEED
+from pipeline.engines.torch_device import import_torch, torch_device
 from pipeline.errors import ConfigError, EngineNotReady, InvalidInput
 from settings import Settings
 
@@ -46,9 +46,9 @@ _VOICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # what `tts.voice` 
 CLOSE_TIMEOUT_S = 10.0  # as for a lane
 
 _HOW_TO_GET_IT = (
-    "Download FireRedTeam/FireRedTTS2 from Hugging Face (config_llm.json, config_codec.json, llm_posttrain.pt, "
-    "codec.pt, Qwen2.5-1.5B) and convert it once. Run: python -m scripts.convert_firered DOWNLOADED CONVERTED, "
-    "then set models.tts_model_path to CONVERTED"
+    "Run: python -m scripts.download_models --profile gpu (12.6 GB for this model). For a copy of your own "
+    "(config_llm.json, config_codec.json, llm_posttrain.pt, codec.pt, Qwen2.5-1.5B), "
+    "Run: python -m scripts.convert_firered DOWNLOADED CONVERTED, then set models.tts_model_path to CONVERTED"
 )
 
 
@@ -82,9 +82,12 @@ class FireRedTts:
 
     @classmethod
     def from_settings(cls, settings: Settings, *, limits: GuardLimits | None = None) -> FireRedTts:
-        """Unloaded; reads `models.tts_model_path` and `model_precision`, `voices.dir`, `tts.threads` and `system`."""
+        """Unloaded; reads `models`, `voices.dir`, `tts.threads` and `system`.
+
+        Without `models.tts_model_path` it is the model that scripts.download_models puts into `models.dir`.
+        """
         return cls(
-            directory=settings.models.tts_model_path,
+            directory=settings.models.tts_model_path or settings.models.dir / MODEL_ID,
             voices_dir=settings.voices.dir,
             device=settings.system.gpu_device,
             precision=settings.models.model_precision,
@@ -225,8 +228,8 @@ class FireRedTts:
 
     def _read(self, stop: Stop) -> None:
         directory = model_directory(self._directory)
-        torch = import_torch()
-        device = resolved_device(self._device, torch)
+        torch = import_torch("FireRedTTS-2")
+        device = torch_device(self._device, torch, setting="system.gpu_device")
         engine = self._open(directory, device, torch)
         try:
             # Opening a stream refuses a voice that this model cannot speak with.
@@ -287,33 +290,12 @@ def read_voices(directory: Path, check: Callable[[StreamOptions], None]) -> dict
 
 
 def model_directory(directory: Path | None) -> Path:
-    """`models.tts_model_path`, or a `ConfigError` that says how to get the model."""
+    """The directory of a FireRedTTS-2 model, or a `ConfigError` that says how to get the model."""
     if directory is None:
         raise ConfigError(f"models.tts_model_path does not name a FireRedTTS-2 model. {_HOW_TO_GET_IT}")
     if not directory.is_dir():
-        raise ConfigError(f"models.tts_model_path: there is no directory {directory}. {_HOW_TO_GET_IT}")
+        raise ConfigError(f"FireRedTTS-2: there is no directory {directory}. {_HOW_TO_GET_IT}")
     return directory
-
-
-def import_torch() -> Any:
-    """Torch, or a `ConfigError` that says what to install."""
-    try:
-        return importlib.import_module("torch")
-    except ImportError as error:
-        raise ConfigError(
-            "FireRedTTS-2 needs what the GPU profile installs. Run: .venv/bin/pip install -r requirements/gpu.txt"
-        ) from error
-
-
-def resolved_device(device: str, torch: Any) -> str:
-    """The device that auto stands for; `ConfigError` for a card that is not there."""
-    n_cards = torch.cuda.device_count()
-    if device == "auto":
-        return "cuda" if n_cards else "cpu"
-    kind, _, index = device.partition(":")
-    if kind == "cuda" and int(index or 0) >= n_cards:
-        raise ConfigError(f"system.gpu_device: there is no card {device}; torch sees {n_cards}")
-    return device
 
 
 async def _close(engine: FireRedEngine) -> None:

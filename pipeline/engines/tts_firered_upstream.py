@@ -27,16 +27,15 @@ from pipeline.engines.base import EngineInfo, SpeechChunk, SpeechPiece, Voice
 from pipeline.engines.lanes import Lane, Stop
 from pipeline.engines.piecewise import one_ahead
 from pipeline.engines.stretching import MAX_SPEED, MIN_SPEED, TimeStretch
+from pipeline.engines.torch_device import import_torch, torch_device
 from pipeline.engines.trimming import pause_after, trimmed
 from pipeline.engines.tts_firered import (
     LANGUAGES,
     MODEL_ID,
     RANDOM_VOICE,
     SAMPLE_RATE,
-    import_torch,
     model_directory,
     read_voices,
-    resolved_device,
 )
 from pipeline.errors import ConfigError, EngineFailed, EngineNotReady, InvalidInput, OutOfMemory
 from settings import Settings
@@ -126,7 +125,7 @@ class FireRedUpstreamTts:
                 yield chunk
 
     def _read(self, stop: Stop) -> Any:
-        torch = import_torch()
+        torch = import_torch("FireRedTTS-2")
         upstream = _import_upstream()
         directory = model_directory(self._directory)
         missing = [name for name in WEIGHT_FILES if not (directory / name).is_file()]
@@ -134,7 +133,7 @@ class FireRedUpstreamTts:
             raise ConfigError(
                 f"models.tts_model_path: upstream's FireRedTTS-2 needs {missing[0]} in {directory}, as it was published"
             )
-        self._device = resolved_device(self._device, torch)
+        self._device = torch_device(self._device, torch, setting="system.gpu_device")
         if self._device == "cpu":
             torch.set_num_threads(self._threads)
         try:
@@ -168,7 +167,7 @@ def _speak(model: Any, text: str, recording: _Recording | None, speed: float, se
     except InputError:
         return []
     if seed is not None:
-        import_torch().manual_seed(seed)  # upstream draws from the process's own generator
+        import_torch("FireRedTTS-2").manual_seed(seed)  # upstream draws from the process's own generator
     sampling = StreamOptions()  # as our own engine samples, or the comparison would be one of settings
     try:
         speech = model.generate_dialogue(
@@ -229,7 +228,7 @@ def _torchaudio() -> ModuleType:
 
 def _load_audio(path: str) -> tuple[Any, int]:
     """Like torchaudio.load: a tensor (channels, n_samples) float32, and the rate."""
-    torch = import_torch()
+    torch = import_torch("FireRedTTS-2")
     samples, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
     return torch.from_numpy(np.ascontiguousarray(samples.T)), int(sample_rate)
 
@@ -238,6 +237,6 @@ def _resample(audio: Any, source_rate: int, target_rate: int) -> Any:
     """Like torchaudio.functional.resample: (channels, n_samples) on any device."""
     if source_rate == target_rate:
         return audio
-    torch = import_torch()
+    torch = import_torch("FireRedTTS-2")
     resampled = soxr.resample(audio.cpu().numpy().T, source_rate, target_rate)
     return torch.from_numpy(np.ascontiguousarray(resampled.T)).to(audio.device)

@@ -11,7 +11,7 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,15 @@ import pytest
 import pytest_asyncio
 
 from pipeline.engines.base import ENGINES, Asr, EngineKind, Llm, Tts, Vad, create_engine
-from pipeline.engines.lanes import Lane
+from pipeline.engines.process import ProcessLlm, ProcessTts, in_processes
+from pipeline.engines.tiny_chat import ANSWER, write_tiny_chat
 from pipeline.engines.tts_firered import FireRedTts
 from pipeline.errors import ConfigError
 from settings import Settings
 from tests.support.firered_tiny import write_checkpoint
 from tests.support.firered_tts import BRIEF, firered_settings, write_voice
+from tests.support.llama_server import KEY, llama_server
+from tests.support.speech_clips import Clip
 
 OPTIONAL = {"piper", "firered_upstream"}  # installed on request, never by the profile
 
@@ -41,18 +44,83 @@ def tiny_firered() -> Settings:
     return firered_settings(write_checkpoint(directory / "model"), directory / "voices")
 
 
+@cache
+def tiny_chat() -> Path:
+    """The directory of a tiny chat model, which is there until the tests end."""
+    directory = Path(tempfile.mkdtemp(prefix="voicepod-chat-"))
+    atexit.register(shutil.rmtree, directory)
+    return write_tiny_chat(directory)
+
+
+def says(llm: Llm, text: str, word: str) -> bool:
+    """Whether the answer holds the word. The tiny model knows one answer only, whatever it is asked."""
+    return text == ANSWER if llm.info.name == "transformers" else word in text
+
+
 def needs_words(tts: Tts) -> None:
     """Skips what only trained weights can do."""
     if tts.info.name == "firered":
         pytest.skip("random weights speak no words")
 
 
+def some(clips: list[Clip], asr: Asr) -> list[Clip]:
+    """All of them, or a few for the engine that takes seconds of a core for each and has the same weights."""
+    return clips[:2] if asr.info.name == "whisper" else clips
+
+
+def own_weights(name: str) -> dict[str, Any]:
+    """Tiny weights for the engine that has none to download on a small machine."""
+    return {"path": tiny_chat(), "device": "cpu"} if name == "transformers" else {}
+
+
+def remote(name: str) -> dict[str, Any]:
+    """Where the engine for other servers finds one: a process of llama.cpp's, as no port of ours may be open."""
+    if name != "openai":
+        return {}
+    try:
+        url = llama_server(Settings().models.dir)
+    except ConfigError:  # without the model there is no server, and loading says what is missing
+        return {}
+    return {"base_url": url, "api_key": KEY, "temperature": 0}
+
+
+IN_PROCESS = " in a process"  # behind an engine's name: the same one in a child process
+OUR_LLM, OUR_TTS = f"transformers{IN_PROCESS}", f"firered{IN_PROCESS}"
+SETTINGS_OF_TINY: dict[str, Callable[[], Settings]] = {
+    "llm": lambda: Settings.model_validate({"llm": {"engine": "transformers", **own_weights("transformers")}}),
+    "tts": tiny_firered,
+}
+
+
+class BriefFireRed(FireRedTts):
+    """Random weights never end a piece themselves, in no process."""
+
+    @classmethod
+    def from_settings(cls, settings: Settings, *, limits: Any = BRIEF) -> FireRedTts:
+        return FireRedTts.from_settings(settings, limits=limits)
+
+
+def in_process(kind: EngineKind, name: str) -> Any:
+    """The stand-in for an engine of tiny weights that lives in a process of its own."""
+    system = {"engine_processes": (kind,), "gpu_device": "cpu"}
+    settings = SETTINGS_OF_TINY[kind]()
+    settings = settings.model_copy(update={"system": settings.system.model_copy(update=system)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENGINES["tts"], "firered", "tests.contract.conftest:BriefFireRed")
+        return in_processes(settings)[0][kind]
+
+
 async def load_engine(kind: EngineKind, name: str) -> Any:
     """A loaded engine of the default settings, or a skip that says what is missing."""
+    if name.endswith(IN_PROCESS):
+        engine: Any = in_process(kind, name.removesuffix(IN_PROCESS))
+        await engine.load()
+        return engine
     if name == "firered":  # random weights never end a piece themselves
-        engine: Any = FireRedTts.from_settings(tiny_firered(), limits=BRIEF)
+        engine = FireRedTts.from_settings(tiny_firered(), limits=BRIEF)
     else:
-        engine = create_engine(kind, name, Settings.model_validate({"llm": {"threads": 1}}))
+        llm = {"threads": 1, **remote(name), **own_weights(name)}
+        engine = create_engine(kind, name, Settings.model_validate({"asr": {"threads": 1}, "llm": llm}))
     try:
         await engine.load()
     except ConfigError as error:
@@ -65,7 +133,14 @@ async def load_engine(kind: EngineKind, name: str) -> Any:
 
 async def idle(engine: Any) -> None:
     """Return once no step of the engine runs: its lane knows, or the engine itself where it batches its own jobs."""
-    worker: Lane | FireRedTts = engine if isinstance(engine, FireRedTts) else engine._lane
+    if isinstance(engine, ProcessLlm | ProcessTts):
+        async with asyncio.timeout(WAIT_S):
+            for _ in range(2):  # it has done all that it was told before the second answer to a ping
+                answered_s = engine.process._pong_s
+                while engine.process._pong_s == answered_s or engine.process._ending:
+                    await asyncio.sleep(0.02)
+        return
+    worker = engine if hasattr(engine, "idle") else engine._lane
     async with asyncio.timeout(WAIT_S):
         await worker.idle()
 
@@ -84,14 +159,14 @@ async def asr(request: pytest.FixtureRequest) -> AsyncIterator[Asr]:
     await engine.close()
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session", params=sorted(ENGINES["llm"]))
+@pytest_asyncio.fixture(scope="session", loop_scope="session", params=[*sorted(ENGINES["llm"]), OUR_LLM])
 async def llm(request: pytest.FixtureRequest) -> AsyncIterator[Llm]:
     engine = await load_engine("llm", request.param)
     yield engine
     await engine.close()
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session", params=sorted(ENGINES["tts"]))
+@pytest_asyncio.fixture(scope="session", loop_scope="session", params=[*sorted(ENGINES["tts"]), OUR_TTS])
 async def tts(request: pytest.FixtureRequest) -> AsyncIterator[Tts]:
     engine = await load_engine("tts", request.param)
     yield engine

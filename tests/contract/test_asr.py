@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from pipeline.audio import AudioChunk, concat
-from pipeline.engines.base import Asr
+from pipeline.engines.base import Asr, WordTimes
 from pipeline.errors import InvalidInput
-from tests.contract.conftest import WAIT_S, idle
+from tests.contract.conftest import WAIT_S, idle, some
 from tests.support.speech_clips import noises, questions, recordings
 from tests.support.words import plain
 
@@ -25,7 +25,7 @@ SILENT = {
 
 
 async def test_clips_are_understood(asr: Asr) -> None:
-    clips = [*questions(), *recordings()]
+    clips = [*some(questions(), asr), *some(recordings(), asr)]
     heard = [await asr.transcribe(clip.audio, language="en") for clip in clips]
     assert jiwer.wer([plain(c.text) for c in clips], [plain(t.text) for t in heard]) <= 0.15
     assert [t.audio_seconds for t in heard] == pytest.approx([c.audio.seconds for c in clips])
@@ -61,6 +61,16 @@ async def test_two_utterances_at_once_do_not_mix(asr: Asr) -> None:
     first, second = questions()[:2]
     heard = await asyncio.gather(*(asr.transcribe(clip.audio, language="en") for clip in (first, second)))
     assert [plain(t.text) for t in heard] == [plain(first.text), plain(second.text)]
+
+
+async def test_each_word_is_told_when_it_was_said(asr: Asr) -> None:
+    assert isinstance(asr, WordTimes)
+    heard = await asr.transcribe_words(questions()[0].audio, language="en")
+    assert (
+        [word.text for word in heard.words] == heard.text.split() == ["What", "is", "the", "capital", "of", "France?"]
+    )
+    assert [word.start_s for word in heard.words[1:]] == pytest.approx([0.50, 0.62, 0.75, 1.09, 1.28], abs=0.15)
+    assert heard.words[-1].end_s == pytest.approx(1.57, abs=0.15)
 
 
 async def test_an_unknown_language_is_refused(asr: Asr) -> None:

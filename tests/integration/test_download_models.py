@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.models import CUSTOM_LLM_ID, ModelFile, load_manifest, locate, read_mark
-from scripts.download_models import main
+from scripts.download_models import Screen, main
 from scripts.model_sources import Advance
 from scripts.model_store import fetch_model
 from tests.support.download_fixtures import hub, models_dir, own_world
@@ -329,6 +329,19 @@ def test_two_runs_at_once_fetch_each_file_once(hub: FileServer, models_dir: Path
     assert_whole(models_dir, manifest())
 
 
+def test_a_log_shows_each_tenth_of_a_very_large_file_and_nothing_of_a_small_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    screen = Screen(bars=False)
+    with screen.growing("large", 1_000_000_000, 350_000_000) as advance:
+        for _ in range(65):
+            advance(10_000_000)
+    with screen.growing("small", 1000, 0) as advance:
+        advance(1000)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["large: 1000.0 MB, 350.0 MB there already"] + [f"large: {n} %" for n in range(40, 101, 10)]
+
+
 GGUF = b"GGUF" + random.Random(2).randbytes(50_000)
 
 
@@ -411,9 +424,16 @@ SMALL = ("resemblyzer", "perth-implicit")
     ("arguments", "ids"),
     [
         ([], ["silero-vad", "whisper-base", "qwen2.5-coder-0.5b-instruct", "kokoro-82m", *SMALL]),
-        (["--profile", "gpu"], ["silero-vad", "whisper-base", "qwen2.5-coder-0.5b-instruct", "kokoro-82m", *SMALL]),
+        (
+            ["--profile", "gpu"],
+            ["silero-vad", "whisper-base", *SMALL, "whisper-turbo", "qwen3-4b-instruct-2507", "fireredtts-2"],
+        ),
         (["--llm", "quality"], ["silero-vad", "whisper-base", "qwen2.5-coder-1.5b-instruct", "kokoro-82m", *SMALL]),
         (["--model", "piper-joe", "--model", "whisper-tiny.en"], ["whisper-tiny.en", "piper-joe"]),
+        (
+            ["--profile", "cpu", "--model", "whisper-tiny.en"],
+            ["silero-vad", "whisper-base", "whisper-tiny.en", "qwen2.5-coder-0.5b-instruct", "kokoro-82m", *SMALL],
+        ),
         (
             ["--llm", f"hub:some/chat@{COMMIT}/a.gguf"],
             ["silero-vad", "whisper-base", "kokoro-82m", *SMALL, CUSTOM_LLM_ID],

@@ -156,6 +156,27 @@ def test_whisper_model_acts(name: str, model: str) -> None:
     assert create_engine("asr", "faster_whisper", settings).info.model == model
 
 
+@pytest.mark.parametrize("engine", ["faster_whisper", "whisper"])
+async def test_asr_path_acts_instead_of_the_model_by_name(engine: str, tmp_path: Path) -> None:
+    asr = create_engine("asr", engine, Settings.model_validate({"asr": {"path": tmp_path / "mine", "device": "cpu"}}))
+    assert asr.info.model == "mine"
+    with pytest.raises(ConfigError, match="There is no directory"):
+        await asr.load()
+    await asr.close()
+
+
+async def test_asr_path_with_a_hugging_face_model_is_for_the_other_engine(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    asr = create_engine("asr", "faster_whisper", Settings.model_validate({"asr": {"path": tmp_path}}))
+    with pytest.raises(ConfigError, match=r"Set asr\.engine to whisper"):
+        await asr.load()
+    (tmp_path / "model.bin").touch()
+    (tmp_path / "config.json").touch()
+    with pytest.raises(ConfigError, match=r"no tokenizer\.json"):  # the library would look for one on the network
+        await asr.load()
+    await asr.close()
+
+
 @pytest.mark.parametrize(
     ("name", "model"),
     [
@@ -169,20 +190,34 @@ def test_llm_model_acts(name: str, model: str) -> None:
     assert create_engine("llm", "llamacpp", settings).info.model == model
 
 
+def _as_on_a_machine_with_cards(device: str, *, setting: str) -> tuple[str, int]:
+    kind, _, number = device.partition(":")
+    return kind, int(number or 0)
+
+
 @pytest.mark.parametrize(
     ("gpu_device", "own_device", "asked"),
-    [("cpu", "auto", ("cpu", 0)), ("cuda:1", "auto", ("cuda", 1)), ("cuda:1", "cpu", ("cpu", 0))],
+    [
+        ("cpu", "auto", ("cpu", 0, "int8")),
+        ("cuda:1", "auto", ("cuda", 1, "int8_float16")),
+        ("cuda:1", "cpu", ("cpu", 0, "int8")),
+    ],
 )
 async def test_gpu_device_acts(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpu_device: str, own_device: str, asked: tuple[str, int]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpu_device: str, own_device: str, asked: tuple[str, int, str]
 ) -> None:
-    seen: list[tuple[str, int]] = []
+    seen: list[tuple[str, int, str]] = []
 
     class Library:
-        def WhisperModel(self, _path: str, *, device: str, device_index: int, **_rest: object) -> None:
-            seen.append((device, device_index))
-            raise RuntimeError("there is no such card")
+        def WhisperModel(
+            self, _path: str, *, device: str, device_index: int, compute_type: str, **_rest: object
+        ) -> None:
+            seen.append((device, device_index, compute_type))
+            raise RuntimeError("this card does not work")
 
+    monkeypatch.setattr(asr_faster_whisper, "resolved_device", _as_on_a_machine_with_cards)
+    monkeypatch.setattr(asr_faster_whisper, "supported_types", lambda *_device: {"int8", "int8_float16"})
+    monkeypatch.setattr(asr_faster_whisper, "load_cublas", lambda: None)
     monkeypatch.setattr(asr_faster_whisper, "_import_faster_whisper", Library)
     monkeypatch.setattr(asr_faster_whisper, "locate", lambda *_which: tmp_path)
     engine = create_engine(

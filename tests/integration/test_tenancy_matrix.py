@@ -121,6 +121,8 @@ ROWS = [
     Row("GET", "/api/me"),
     Row("GET", "/api/me/data"),
     Row("DELETE", "/api/me/data", 400, how={"json": {"confirm": "no"}}),
+    Row("GET", "/api/selftest", 403, admin=200),
+    Row("POST", "/api/selftest", 403, admin=400, how={"json": {"turns": 0}}),
     Row("POST", "/api/notices", 403, admin=200, how={"json": {"kind": "restart", "message": "Soon."}}),
 ]
 REFUSED = (401, 429)  # the second: the same wrong credential was shown a few times before

@@ -408,10 +408,18 @@ async def test_tts_model_path_acts_and_a_wrong_one_says_what_to_do(
     (tmp_path / "empty").mkdir()
     damaged = write_checkpoint(tmp_path / "damaged")
     (damaged / "codec.pt").write_bytes((damaged / "codec.pt").read_bytes()[:1000])
-    settings = firered_settings(model, voices, models={"tts_model_path": path and tmp_path / path})
+    settings = firered_settings(model, voices, models={"tts_model_path": path and tmp_path / path, "dir": tmp_path})
     engine = FireRedTts.from_settings(settings)
     with pytest.raises(ConfigError, match=r"Run: python -m scripts\.convert_firered"):
         await engine.load()
+    await engine.close()
+
+
+async def test_without_tts_model_path_it_is_the_downloaded_model(model: Path, voices: Path, tmp_path: Path) -> None:
+    (tmp_path / "fireredtts-2").symlink_to(model)
+    settings = firered_settings(model, voices, models={"tts_model_path": None, "dir": tmp_path})
+    engine = FireRedTts.from_settings(settings)
+    await engine.load()
     await engine.close()
 
 

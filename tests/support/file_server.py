@@ -16,8 +16,10 @@ class FileServer:
     address: str
     files: dict[str, bytes] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
+    headers_of: dict[str, dict[str, str]] = field(default_factory=dict)
+    """More headers of single paths."""
     redirects: dict[str, str] = field(default_factory=dict)
-    """Path to path; `headers` then go with the redirect, as a hub's do that keeps large files elsewhere."""
+    """Path to path or to another server's URL; `headers` then go with the redirect, as of a hub with a store."""
     status: int | None = None
     honours_range: bool = True
     cut_after: list[int | None] = field(default_factory=list)
@@ -47,9 +49,10 @@ def serving(files: dict[str, bytes] | None = None) -> Iterator[FileServer]:
             server.requests.append((self.command, self.path, headers))
             if self.path in server.redirects:
                 self.send_response(302)
-                self.send_header("Location", server.address + server.redirects[self.path])
+                target = server.redirects[self.path]
+                self.send_header("Location", target if "://" in target else server.address + target)
                 self.send_header("Content-Length", "0")
-                for name, value in server.headers.items():
+                for name, value in (server.headers | server.headers_of.get(self.path, {})).items():
                     self.send_header(name, value)
                 self.end_headers()
                 return
@@ -68,7 +71,8 @@ def serving(files: dict[str, bytes] | None = None) -> Iterator[FileServer]:
             if status == 206:
                 self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
             self.send_header("Content-Length", str(len(body) - start))
-            for name, value in ({} if server.redirects else server.headers).items():
+            common = {} if server.redirects else server.headers
+            for name, value in (common | server.headers_of.get(self.path, {})).items():
                 self.send_header(name, value)
             self.end_headers()
             if with_body:

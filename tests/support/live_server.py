@@ -13,8 +13,9 @@ from typing import Any
 import httpx
 import uvicorn
 
-from api.application import Server
+from api.application import Server, WarmUp
 from pipeline.engines.base import Engines
+from pipeline.pressure import Pressure
 from pipeline.sample_quality import Speakers
 from settings import Settings
 from tests.support.scripted import ScriptedAsr, ScriptedLlm, ScriptedTts, ScriptedVad
@@ -66,6 +67,8 @@ async def live_server(
     llm: ScriptedLlm | None = None,
     tts: ScriptedTts | None = None,
     speakers: Speakers | None = None,
+    pressure: Pressure | None = None,
+    warm_up: WarmUp | None = None,
     until_ready: bool = True,
 ) -> AsyncIterator[Live]:
     """Serve until the block ends; the engines answer much faster than real ones."""
@@ -77,7 +80,8 @@ async def live_server(
     asr = asr or ScriptedAsr(delay_s=0.02)
     llm = llm or ScriptedLlm(first_token_s=0.02, token_s=0.002)
     tts = tts or ScriptedTts(first_audio_s=0.02, real_time_factor=0.05)
-    server = Server(settings, Engines(ScriptedVad(), asr, llm, tts), speakers=lambda: speakers)
+    engines = Engines(ScriptedVad(), asr, llm, tts, pressure=pressure)
+    server = Server(settings, engines, speakers=lambda: speakers, warm_up=warm_up)
     network = settings.network
     http = _Quiet(
         uvicorn.Config(

@@ -264,6 +264,7 @@ class ScriptedServer:
         self.tokens: set[str] = set()
         self.app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         self.app.add_api_route("/api/startup", self._startup)
+        self.app.add_api_route("/api/me", lambda: {"scopes": ["talk", "speech", "voices"]})
         self.app.add_api_route("/api/ticket", self._ticket, methods=["POST"])
         self.app.add_api_websocket_route("/v1/realtime", self._realtime)
         self.app.include_router(self.voices.router)

@@ -23,6 +23,7 @@ from tests.support.tiny_model import closed_port
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 180.0  # only a fault takes so long; the machine may be busy
 LOOK_S = 0.2
+CPU = ("--profile", "cpu")
 # Dies as a program does that the system kills, for as long as the file is there.
 DYING_PROGRAM = """#!/bin/sh
 [ -e '{flag}' ] && kill -KILL $$
@@ -31,7 +32,10 @@ exec '{program}' "$@"
 
 
 class ServerProcess:
-    """`python app.py --profile cpu`; its temporary directory is its own, its espeak-ng dies while `espeak_dies` is."""
+    """`python app.py`, of the CPU profile unless the options say otherwise.
+
+    Its temporary directory is its own, its espeak-ng dies while `espeak_dies` is there.
+    """
 
     def __init__(self, folder: Path, *options: str) -> None:
         self.port = closed_port()
@@ -56,7 +60,7 @@ class ServerProcess:
         }
         with self._output.open("wb") as output, self._errors.open("wb") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "app.py"), "--profile", "cpu", "--port", str(self.port), *options],
+                [sys.executable, str(ROOT / "app.py"), *(options or CPU), "--port", str(self.port)],
                 cwd=folder,
                 env=environ,
                 stdout=output,
@@ -134,6 +138,14 @@ class ServerProcess:
                 if os.getsid(pid) == self.process.pid:
                     found.append(pid)
         return found
+
+    def engine_process(self, name: str) -> int | None:
+        """The process that its engines of this group live in, None while there is none."""
+        for process in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.Error):
+                if process.cmdline()[-1] == name:
+                    return int(process.pid)
+        return None
 
     def kill(self) -> None:
         """The end, if it has not come yet."""

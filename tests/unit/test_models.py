@@ -191,18 +191,45 @@ def test_a_broken_manifest_names_the_place(tmp_path: Path) -> None:
         load_manifest(tmp_path / "absent.json")
 
 
-def test_every_file_of_our_manifest_has_a_source_without_a_hub() -> None:
-    """A machine that reaches no hub must still get every model."""
-    manifest = load_manifest()
-    assert [f"{m.id}/{f.name}" for m in manifest.models for f in m.files if not f.parts] == []
+def test_every_file_of_the_cpu_profile_has_a_source_without_a_hub() -> None:
+    """A machine that reaches no hub must still get every model of the CPU profile."""
+    models = [m for m in load_manifest().models if "cpu" in m.profiles]
+    assert len(models) == 6
+    assert [f"{m.id}/{f.name}" for m in models for f in m.files if not f.parts] == []
 
 
-def test_the_profiles_of_our_manifest_hold_one_model_of_each_role() -> None:
+def test_every_file_of_our_manifest_can_be_had_somewhere() -> None:
+    files = [f for m in load_manifest().models for f in m.files]
+    assert [f.name for f in files if not f.parts and not f.hub] == []
+
+
+def test_only_fireredtts_2_has_files_without_a_sha256_and_only_it_and_the_watermark_are_pickles() -> None:
+    models = load_manifest().models
+    assert {m.id for m in models if any(f.sha256 is None for f in m.files)} == {"fireredtts-2"}
+    pickles = {m.id for m in models if any(Path(f.name).suffix in (".pt", ".pth", ".tar") for f in m.files)}
+    assert pickles == {"fireredtts-2", "perth-implicit", "resemblyzer"}
+
+
+def test_models_of_the_hub_say_where_their_hashes_were_found_and_none_is_gated() -> None:
+    models = load_manifest().models
+    assert [m.id for m in models if any(not f.parts for f in m.files) and not m.hashes_from] == []
+    assert [m.id for m in models if m.gated] == []
+
+
+def test_the_shards_of_a_model_are_all_there() -> None:
+    for model in load_manifest().models:
+        shards = [match for f in model.files if (match := re.search(r"-(\d{5})-of-(\d{5})\.safetensors$", f.name))]
+        if shards:
+            assert [int(match[1]) for match in shards] == list(range(1, int(shards[0][2]) + 1)), model.id
+            assert "model.safetensors.index.json" in {f.name for f in model.files}, model.id
+
+
+def test_the_profiles_of_our_manifest_hold_a_model_of_each_role() -> None:
     manifest = load_manifest()
-    for profile in ("cpu", "gpu"):
+    for profile, hearing in (("cpu", ["asr"]), ("gpu", ["asr", "asr"])):
         roles = sorted(m.role for m in manifest.models if profile in m.profiles)
-        assert roles == ["asr", "llm", "speaker", "tts", "vad", "watermark"]
-    assert {m.tier for m in manifest.models if m.role == "llm"} == {"default", "quality"}
+        assert roles == [*hearing, "llm", "speaker", "tts", "vad", "watermark"]
+    assert {m.tier for m in manifest.models if m.role == "llm"} == {"default", "quality", "gpu"}
 
 
 def test_our_manifest_carries_the_28_english_voices_of_kokoro() -> None:

@@ -256,7 +256,7 @@ def test_on_a_pod_links_name_its_public_address_and_data_lies_on_the_volume(
 
 
 def test_the_file_is_the_named_one_then_the_operators_then_the_profiles() -> None:
-    assert load_settings(["--profile", "gpu"], {}).settings.models.tts_model_path is not None
+    assert load_settings(["--profile", "gpu"], {}).settings.tts.engine == "firered"
     assert load_settings(None, {}).settings.system.gpu_device == "cpu"
     Path("config.json").write_text('{"network": {"port": 1}}')
     Path("named.json").write_text('{"network": {"port": 2}}')
@@ -335,16 +335,22 @@ def test_the_cache_directory_moves_models_voices_and_audio(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize(
-    ("block", "compute_type"),
+    ("block", "compute_type", "llm_bits"),
     [
-        ({"model_optimization": {"enable_quantization": True, "quantization_bits": 8}}, "int8"),
-        ({"model_optimization": {"quantization_bits": 16}}, "int16"),
-        ({"model_optimization": {"enable_quantization": False}}, "default"),
-        ({"model_optimization": {"quantization_bits": 16}, "asr": {"compute_type": "float32"}}, "float32"),
+        ({"model_optimization": {"enable_quantization": True, "quantization_bits": 8}}, "int8", 8),
+        ({"model_optimization": {"quantization_bits": 16}}, "int16", 16),
+        ({"model_optimization": {"quantization_bits": 4}}, "int8", 4),
+        ({"model_optimization": {"enable_quantization": False}}, "default", 16),
+        ({"model_optimization": {"quantization_bits": 16}, "asr": {"compute_type": "float32"}}, "float32", 16),
+        ({"model_optimization": {"quantization_bits": 8}, "llm": {"bits": 4}}, "int8", 4),
+        ({}, "int8", 16),
     ],
 )
-def test_quantisation_chooses_the_compute_type_that_is_not_set(block: dict[str, Any], compute_type: str) -> None:
-    assert load(document=block).settings.asr.compute_type == compute_type
+def test_quantisation_chooses_the_formats_that_are_not_set(
+    block: dict[str, Any], compute_type: str, llm_bits: int
+) -> None:
+    settings = load(document=block).settings
+    assert (settings.asr.compute_type, settings.llm.bits) == (compute_type, llm_bits)
 
 
 def test_a_private_directory_is_closed_to_others(tmp_path: Path) -> None:
@@ -413,3 +419,30 @@ def test_any_text_gives_settings_or_a_config_error(
             assert isinstance(load_settings(argv, environ, file).settings, Settings)
         except ConfigError as error:
             assert error.message  # noqa: PT017 - both outcomes are right
+
+
+def test_optimize_for_latency_stands_for_settings_that_are_shown(tmp_path: Path) -> None:
+    def loaded(**performance: bool) -> LoadedSettings:
+        file = tmp_path / "config.json"
+        file.write_text(json.dumps({"performance": performance, "asr": {"beam_size": 3}}))
+        return load_settings([], {}, file)
+
+    early, late = loaded(optimize_for_latency=True), loaded(optimize_for_latency=False)
+    assert loaded().settings == early.settings  # it is on by default
+    assert early.settings.turn.end_wait_ms < late.settings.turn.end_wait_ms
+    assert early.settings.turn.first_clause_min_chars < late.settings.turn.first_clause_min_chars
+    assert early.settings.asr.beam_size == late.settings.asr.beam_size == 3  # given, so not expanded
+    assert "turn.end_wait_ms = 900  # performance.optimize_for_latency false" in late.describe()
+    assert f"asr.beam_size = 3  # {tmp_path}" in late.describe()
+
+
+def test_random_tiny_points_every_engine_at_a_model_of_random_weights(tmp_path: Path) -> None:
+    options = ["--profile", "gpu", "--random-tiny", "--device", "cpu"]
+    loaded = load_settings(options, {"VOICEPOD_CACHE": str(tmp_path)})
+    assert loaded.random_tiny == tmp_path / "random-tiny"
+    settings = loaded.settings
+    assert {settings.asr.path, settings.llm.path, settings.models.tts_model_path} == {
+        loaded.random_tiny / folder for folder in ("whisper", "chat", "fireredtts2")
+    }
+    assert settings.system.gpu_device == "cpu"
+    assert load_settings(options[:2], {"VOICEPOD_CACHE": str(tmp_path)}).random_tiny is None

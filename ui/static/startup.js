@@ -1,7 +1,7 @@
 // The loading screen: asks the server which models are ready until all are.
 
 const POLL_MS = 1000;
-const KINDS = { vad: "Speech detection", asr: "Speech recognition", llm: "Language model", tts: "Voice" };
+const KINDS = { vad: "Speech detection", asr: "Speech recognition", llm: "Language model", tts: "Voice", turn: "First turn" };
 const WORDS = { waiting: "waiting", loading: "loading…", ready: "ready", failed: "failed" };
 
 /** One line an engine: {label, words, state}. */

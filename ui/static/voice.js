@@ -12,6 +12,7 @@ import { Levels } from "./levels.js";
 import { MIC_RATE, Microphone, MicError } from "./mic.js";
 import { Notice } from "./notice.js";
 import { Player } from "./player.js";
+import { offerSelfTest } from "./selftest.js";
 import { openSidebarOnWideScreens } from "./sidebar.js";
 import { RealtimeSocket } from "./socket.js";
 import { Startup } from "./startup.js";
@@ -111,6 +112,7 @@ class VoicePage {
     });
     this.startup.run();
     openSidebarOnWideScreens();
+    offerSelfTest({ base: this.base, host: document.querySelector("#vp-selftest") });
     this.#render();
   }
 

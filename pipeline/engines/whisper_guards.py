@@ -1,0 +1,55 @@
+"""Guards against what Whisper invents for silence and noise ("Thank you.", "No, no, no, ..."), from cheap to dear.
+
+Two engines run Whisper; both ask here whether to ask the model, for how many tokens, and whether to believe it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from pipeline.audio import AudioChunk, Samples
+
+SAMPLE_RATE: Final = 16_000
+WINDOW_S: Final = 30.0  # what Whisper hears at once
+
+FLOOR_DB: Final = -55.0  # the loudest 100 ms must pass this (full scale = 0) or the model is not asked
+TOKENS_PER_S, MIN_TOKENS, MAX_TOKENS = 10.0, 24, 220  # fast speech is 5 tokens/s; a loop of noise would run to 448
+MAX_NO_SPEECH: Final = 0.6  # unless the average log-probability is good; both as in the Whisper paper, section 4.5
+MIN_AVG_LOGPROB: Final = -1.0
+# Where Whisper half doubts that anyone spoke. Of the test clips, speech has -0.46 and more, a dog's bark -0.94.
+MIN_AVG_LOGPROB_DOUBTED: Final = -0.7
+# Text that zips this well is one phrase again and again: an invention where Whisper itself half doubts that anyone
+# spoke (a dog: 4.1 and 0.47), and always beyond what people repeat (a sentence said three times: 3.2 and 0.02).
+MAX_COMPRESSION, MAX_COMPRESSION_EVER, DOUBTED_SPEECH = 2.4, 6.0, 0.2
+
+
+def is_audible(utterance: AudioChunk) -> bool:
+    """Whether any 100 ms of the utterance are louder than `FLOOR_DB`."""
+    return has_sound(utterance.samples, utterance.sample_rate)
+
+
+def has_sound(samples: Samples, sample_rate: int) -> bool:
+    """As `is_audible`, for float32 (n_samples,) at `sample_rate` hertz; False for less than 100 ms."""
+    window = max(sample_rate // 10, 1)
+    n_windows = samples.size // window
+    if not n_windows:
+        return False
+    power = np.square(samples[: n_windows * window].reshape(n_windows, window)).mean(axis=1)
+    return bool(power.max() > 10 ** (FLOOR_DB / 10))
+
+
+def max_new_tokens(n_samples: int) -> int:
+    """How many tokens Whisper may write for so many samples at 16 kHz."""
+    return min(MIN_TOKENS + int(TOKENS_PER_S * n_samples / SAMPLE_RATE), MAX_TOKENS)
+
+
+def is_speech(text: str, *, no_speech_prob: float, avg_logprob: float, compression_ratio: float) -> bool:
+    """Whether what Whisper wrote is worth a turn. Values that are no numbers are not."""
+    is_doubted = no_speech_prob > DOUBTED_SPEECH
+    if not avg_logprob >= (MIN_AVG_LOGPROB_DOUBTED if is_doubted else MIN_AVG_LOGPROB):
+        return False
+    if compression_ratio > (MAX_COMPRESSION if is_doubted else MAX_COMPRESSION_EVER):
+        return False
+    return any(char.isalnum() for char in text)
