@@ -23,11 +23,11 @@ from api.access.headers import SecurityHeaders
 from api.access.lasting import EndsWithCredential
 from api.access.login import login_router
 from api.card_shares import CardShares
-from api.gpus import read_card
+from api.gpus import memory_of_own, read_card
 from api.health import health_router, startup_router
 from api.history import History
 from api.host import HostMonitor
-from api.ledger import CardMemory, Ledger
+from api.ledger import Ledger
 from api.metrics import Metrics, metrics_router
 from api.personal_data import PersonalData
 from api.readiness import Readiness
@@ -261,15 +261,19 @@ class Server:
             for kind, engine in named.items():
                 async with self.readiness.loading(kind, engine.info.name):
                     if kind != "vad" and (card := await self.ledger.look()) is not None:
-                        shares.before_load(kind, card)
+                        shares.before_load(kind, engine.info.name, card)
                     await engine.load()
                     if kind == "tts":
                         self._check_voice()
                         await self.voices.attach()
             if self._warm_up is not None:
                 async with self.readiness.loading(*WARM_UP):
-                    await self.ledger.measure(partial(self._warm_turn, self._warm_up))
-                    self.registry.max_sessions = self.ledger.seats
+                    turn = partial(self._warm_turn, self._warm_up)
+                    if any(engine.info.device.startswith("cuda") for engine in named.values()):
+                        await self.ledger.measure(turn)
+                        self.registry.max_sessions = self.ledger.seats
+                    else:  # a card that others fill is nothing to us
+                        await turn()
                 if (card := await self.ledger.look()) is not None:
                     shares.share_rest(("llm", "asr", "tts"), card)
         except Exception as error:  # boundary: a server without its engines must stop, and say why
@@ -288,11 +292,8 @@ class Server:
         pressure = self.engines.pressure
         if pressure is not None and pressure.at_least("refuse"):
             return "the talks that run keep the engines busy"
-        card = self.host.snapshot().gpus[:1]
-        if card and card[0].memory_used_bytes is not None and card[0].memory_total_bytes:
-            memory = CardMemory(card[0].memory_used_bytes, card[0].memory_total_bytes)
-            if not self.ledger.has_room(n_active, memory):
-                return "the card's memory is full"
+        if not self.ledger.has_room(n_active, memory_of_own(self.host.snapshot().gpus)):
+            return "the card's memory is full"
         return ""
 
     def _engine_changed(self, kind: EngineKind, trouble: str) -> None:

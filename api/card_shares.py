@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from api.ledger import CardMemory
 from pipeline.engines.base import EngineKind
 from pipeline.engines.process_supervisor import EngineProcess
 from pipeline.memory import cap_card_memory, read_memory
+
+TORCH_ENGINES: Final = frozenset(("whisper", "transformers", "firered", "firered_upstream"))
 
 
 class CardShares:
@@ -16,8 +19,10 @@ class CardShares:
     def __init__(self, processes: Sequence[EngineProcess], *, fraction: float) -> None:
         self._processes, self._fraction = tuple(processes), fraction
 
-    def before_load(self, kind: EngineKind, card: CardMemory) -> None:
+    def before_load(self, kind: EngineKind, name: str, card: CardMemory) -> None:
         """Who loads next may take what the others have left of the card."""
+        if self._holder(kind) is None and name not in TORCH_ENGINES:
+            return  # setting the limit would open the card for a server that does not use it
         used = card.used_bytes - self._own_bytes(kind)
         self._cap(kind, max(self._fraction - used / card.total_bytes, 0.01))
 

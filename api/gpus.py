@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -96,11 +96,16 @@ def read_card(gpus: Gpus | None = None) -> CardMemory | None:
     """The memory of the first card that this process may use; None without one. Blocking, as `Gpus`."""
     gpus = gpus or Gpus()
     try:
-        wanted = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
-        index = int(wanted) if wanted.isdecimal() else 0
-        card = next((card for card in gpus.read() if card.index == index), None)
+        return memory_of_own(gpus.read())
     finally:
         gpus.close()
+
+
+def memory_of_own(cards: Sequence[GpuMetrics]) -> CardMemory | None:
+    """The same of cards that were read: of the first one that this process may use."""
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
+    index = int(wanted) if wanted.isdecimal() else 0
+    card = next((card for card in cards if card.index == index), None)
     if card is None or card.memory_used_bytes is None or not card.memory_total_bytes:
         return None
     return CardMemory(card.memory_used_bytes, card.memory_total_bytes)

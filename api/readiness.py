@@ -70,7 +70,8 @@ class Readiness:
             log.error("engine.failed", kind=kind, engine=name, code=code)
             raise
         else:
-            engine.state = "ready"
+            if engine.state == "loading":  # not where it went down meanwhile
+                engine.state = "ready"
             log.info("engine.ready", kind=kind, engine=name, seconds=round(self._clock() - engine.began_at_s, 3))
         finally:
             engine.seconds = self._clock() - engine.began_at_s

@@ -19,6 +19,7 @@ from typing import Final, Literal
 
 import structlog
 
+from pipeline.errors import EngineTimeout
 from pipeline.events import Event, TurnDone
 from pipeline.records import TurnRecord
 
@@ -67,12 +68,13 @@ class Pressure:
 
     def note(self, record: TurnRecord) -> None:
         """Take down what a turn waited for, and how fast its speech was made."""
-        if not record.lane_waits and not record.pieces_spoken:
+        in_vain = record.error_code == EngineTimeout.code  # a job that was given up told nothing of its waiting
+        if not record.lane_waits and not record.pieces_spoken and not in_vain:
             return
         audio_s = sum(piece.audio_s for piece in record.pieces_spoken)
         rtf = sum(piece.computed_s for piece in record.pieces_spoken) / audio_s if audio_s else 0.0
         longest = [max(waits) for waits in _by_lane(record)]
-        self._seen.append((self._clock(), sum(longest), rtf))
+        self._seen.append((self._clock(), max(sum(longest), self._max_wait_s if in_vain else 0.0), rtf))
         self._adapt()
 
     def _recent(self) -> list[tuple[float, float, float]]:
@@ -91,7 +93,7 @@ class Pressure:
         level = self._level
         if level < len(SHARES) and (share >= SHARES[level] or (slow and level < STEPS.index("refuse") - 1)):
             level += 1
-        elif level and share < SHARES[level - 1] * RELIEF and not slow:
+        elif level and share < SHARES[level - 1] * RELIEF and not (slow and level < STEPS.index("refuse")):
             level -= 1
         if level != self._level:
             self._level, self._changed_at_s = level, now_s

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 import numpy_threads  # noqa: F401 (before numpy)
+from logs import release_logging
 from tests.support.server_process import ServerProcesses, server_processes
 
 
@@ -92,3 +95,20 @@ def servers() -> Iterator[ServerProcesses]:
     """Real servers with the real models: one for all tests that leave it alive."""
     with server_processes() as servers:
         yield servers
+
+
+@pytest.fixture
+def logging_as_it_was() -> Iterator[None]:
+    """For tests of what configures logging: other tests look at records too."""
+    known = [name for name, logger in logging.root.manager.loggerDict.items() if isinstance(logger, logging.Logger)]
+    names = {"", "voicepod", "uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi", "library", *known}
+    loggers = [logging.getLogger(name) for name in names]
+    kept = [(logger, logger.level, logger.propagate, logger.disabled, list(logger.handlers)) for logger in loggers]
+    structlog.contextvars.clear_contextvars()
+    yield
+    release_logging()
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+    for logger, level, propagate, disabled, handlers in kept:
+        logger.setLevel(level)
+        logger.propagate, logger.disabled, logger.handlers[:] = propagate, disabled, handlers

@@ -37,9 +37,15 @@ class AsrByLoad:
 
     async def transcribe(self, utterance: AudioChunk, *, language: str | None) -> Transcript:
         """By the one whose turn it is. A language that only the chosen one knows is always heard by that."""
-        knows = language is None or language in self._light.info.languages
-        asr = self._light if knows and self._is_pressed() else self._chosen
+        asr = self._light if self._light_knows(language) and self._is_pressed() else self._chosen
         return await asr.transcribe(utterance, language=language)
+
+    def _light_knows(self, language: str | None) -> bool:
+        """A model of one language takes everything for that one, so it finds none out."""
+        known = self._light.info.languages
+        if language is None:
+            return len(known) != 1 or known == self._chosen.info.languages
+        return language in known
 
 
 class WordTimesAsrByLoad(AsrByLoad):

@@ -12,6 +12,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any, Final, cast
 
+import structlog
+
 from pipeline.audio import AudioChunk
 from pipeline.engines.base import (
     ENGINES,
@@ -35,8 +37,10 @@ from pipeline.engines.process_wire import (
     audio_head,
     speech_of,
 )
-from pipeline.errors import EngineFailed, EngineNotReady, VoicepodError
+from pipeline.errors import EngineError, EngineFailed, EngineNotReady, InvalidInput, VoicepodError
 from settings import Settings
+
+log = structlog.get_logger()
 
 
 class _ProcessEngine:
@@ -153,8 +157,7 @@ class ProcessTts(_ProcessEngine):
         finally:
             for task in feeding:
                 task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([task])
+                await asyncio.wait([task])
 
     async def _feed(self, number: int, pieces: AsyncIterator[SpeechPiece]) -> None:
         try:
@@ -191,14 +194,21 @@ class ProcessCloningTts(ProcessTts):
         self._added[voice.id] = voice, data
 
     async def remove_voice(self, voice_id: str) -> None:
-        """As the engine does."""
-        self._check()
+        """As the engine does. A process that is gone has forgotten it, and the next one is not given it."""
         self._added.pop(voice_id, None)
-        await self._process.call(self.kind, "remove_voice", voice_id=voice_id)
+        with contextlib.suppress(EngineError):
+            await self._process.call(self.kind, "remove_voice", voice_id=voice_id)
 
     async def _restore(self) -> None:
-        for voice, data in self._added.values():
-            await self._process.direct(self.kind, "add_voice", data, voice=VOICE.dump_python(voice, mode="json"))
+        for voice, data in list(self._added.values()):  # one may be removed meanwhile
+            if voice.id in self._added:
+                try:
+                    spoken = VOICE.dump_python(voice, mode="json")
+                    await self._process.direct(self.kind, "add_voice", data, voice=spoken)
+                except InvalidInput as error:  # one voice must not keep the others away
+                    log.warning("voice.not_restored", code=error.code)
+            if voice.id not in self._added:
+                await self._process.direct(self.kind, "remove_voice", voice_id=voice.id)
 
 
 _STAND_INS: Final[dict[EngineKind, tuple[type, type[_ProcessEngine], type[_ProcessEngine]]]] = {

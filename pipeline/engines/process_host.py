@@ -69,19 +69,24 @@ class Host:
         self._reader, self._writer = reader, writer
         self._engines: dict[str, Any] = {}
         self._jobs: dict[int, _Job] = {}
-        self._poisoned = False
+        self._poisoned = self._is_ending = False
 
     async def serve(self) -> None:
         """Work until the server says goodbye or is gone."""
         async with asyncio.TaskGroup() as tasks:
-            while not self._poisoned:
-                packet = await read_packet(self._reader)
-                if packet is None or packet.type == "close":
-                    break
-                self._take(packet, tasks)
+            try:
+                while not self._poisoned:
+                    packet = await read_packet(self._reader)
+                    if packet is None or packet.type == "close":
+                        break
+                    self._take(packet, tasks)
+            finally:
+                self._is_ending = True
             for job in list(self._jobs.values()):
                 if job.task is not None:
                     job.task.cancel()
+        if self._poisoned:  # what is on the card may not even end
+            return
         for engine in self._engines.values():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_S):
@@ -105,6 +110,7 @@ class Host:
             case "load" | "call" | "stream":
                 job = self._jobs[number] = _Job(priority=_priority_of(packet.head))
                 job.task = tasks.create_task(self._run(number, job, packet), name=f"job-{number}")
+                job.task.add_done_callback(lambda task: self._end_unbegun(number))
             case "piece" if job is not None:
                 job.pieces.put_nowait(PIECE.validate_python(packet.head["piece"]))
             case "end" if job is not None:
@@ -138,7 +144,10 @@ class Host:
         )
 
     async def _run(self, number: int, job: _Job, packet: Packet) -> None:
-        """One job from its request to `done` or `error`; a cancelled one ends with `done` as well."""
+        """One job from its request to `done` or `error`; one that the server cancelled ends with `done` as well.
+
+        What this process cuts short by its own end is not told: half of it must not look like the whole.
+        """
         kind = str(packet.head["kind"])
         lanes.work_told.set(lambda work: self.send({"type": "work", "job": number, "work": work_head(work)}))
         if job.priority is not None:
@@ -149,10 +158,10 @@ class Host:
             result, body = await self._work(number, job, packet, self._engines[kind])
             head["result"] = result
         except asyncio.CancelledError:
-            if self._writer.is_closing():
+            if self._is_ending:
                 raise
         except Exception as error:  # boundary: an engine's failure belongs to its job
-            self._poisoned = is_poisoned(error)
+            self._poisoned |= is_poisoned(error)
             if not isinstance(error, VoicepodError):
                 _log.exception("engine.job_failed", kind=kind)
             head |= {"type": "error", "error": error_head(error, kind)}
@@ -163,6 +172,11 @@ class Host:
             with contextlib.suppress(OSError):
                 await self._writer.drain()
             self._reader.feed_eof()  # ends `serve`; the supervisor starts a process with a fresh driver
+
+    def _end_unbegun(self, number: int) -> None:
+        """A task that is cancelled before its first step runs nothing, so `_run` told nobody."""
+        if self._jobs.pop(number, None) is not None and not self._is_ending:
+            self.send({"type": "done", "job": number})
 
     async def _work(self, number: int, job: _Job, packet: Packet, engine: Any) -> tuple[Any, bytes]:
         head = packet.head
@@ -263,8 +277,10 @@ async def _main(descriptor: int) -> None:
     reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=descriptor))
     host = Host(reader, writer)
     _log_to(host, asyncio.get_running_loop())
-    with contextlib.suppress(BrokenStream):
+    try:
         await host.serve()
+    except* BrokenStream:  # from within a task group
+        pass
     writer.close()
     if host._poisoned:
         os._exit(EXIT_POISONED)

@@ -153,6 +153,7 @@ class EngineProcess:
     async def close(self) -> None:
         """End the process and every job."""
         self._closed.set()
+        self._up.set()  # wakes who waits for a new process, to be refused
         for job in list(self._jobs.values()):
             self._fail(job, self._closed_error(job.kind))
         self._send({"type": "close"})
@@ -233,6 +234,8 @@ class EngineProcess:
                 await self._up.wait()
         except TimeoutError as error:
             raise self._down_error(kind) from error
+        if self._closed.is_set():
+            raise self._closed_error(kind)
 
     def _submit(self, job: _Job) -> None:
         job.told_priority = None if job.priority is None else job.priority()
@@ -376,7 +379,7 @@ class EngineProcess:
     async def _bring_up(self) -> None:
         """Load again what was loaded, and go on with the jobs that wait."""
         await self._started.wait()
-        for kind, restore in self._restore.items():
+        for kind, restore in list(self._restore.items()):
             try:
                 await self._load(kind)
                 await restore()
@@ -473,7 +476,8 @@ class EngineProcess:
 
     def _fault(self) -> str | None:
         now_s, step_s = time.monotonic(), self._scaling.step_timeout_s
-        if now_s - self._pong_s > (self._scaling.worker_timeout if self._up.is_set() else self._scaling.load_timeout_s):
+        is_loading = not self._is_recycling and (not self._up.is_set() or any(j.is_load for j in self._jobs.values()))
+        if now_s - self._pong_s > (self._scaling.load_timeout_s if is_loading else self._scaling.worker_timeout):
             return "it gave no sign of life"
         if self._overdue_s > step_s or any(now_s - since_s > step_s for since_s in self._ending.values()):
             return "a step of it hangs"
@@ -495,6 +499,8 @@ class EngineProcess:
         self._is_recycling = True
         self._up.clear()
         self._send({"type": "close"})
+        for kind in self._restore:
+            self._told(kind, self._down_error(kind).message)
 
     def _tell_priorities(self) -> None:
         for job in self._jobs.values():

@@ -111,6 +111,8 @@ class _Shelved:
 
     async def make(self) -> None:
         """A new engine, loaded. The shelf's lock is held."""
+        if self._is_closed:  # while somebody waited for room
+            raise self._not_ready()
         engine = self._create()
         try:
             await engine.load()
@@ -126,8 +128,11 @@ class _Shelved:
     def use(self) -> Any:
         """`using` this one, once it may work."""
         if not self._is_ready or self._is_closed:
-            raise EngineNotReady("this engine is still loading, or was closed", stage=self.kind)
+            raise self._not_ready()
         return self._shelf.using(self)
+
+    def _not_ready(self) -> EngineNotReady:
+        return EngineNotReady("this engine is still loading, or was closed", stage=self.kind)
 
 
 class ShelvedAsr(_Shelved):
@@ -177,10 +182,22 @@ class ShelvedTts(_Shelved):
     async def synthesize(
         self, pieces: AsyncIterator[SpeechPiece], *, voice: Voice
     ) -> AsyncGenerator[SpeechChunk, None]:
-        """As the engine does."""
-        async with self.use() as tts, aclosing(tts.synthesize(pieces, voice=voice)) as chunks:
+        """As the engine does. It takes its place when there is something to say.
+
+        Else it might take the only one from the model that is to write it, and the two would wait for each other.
+        """
+        place = self.use()
+        if (first := await anext(pieces, None)) is None:
+            return
+        async with place as tts, aclosing(tts.synthesize(_led(first, pieces), voice=voice)) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+
+async def _led(first: SpeechPiece, others: AsyncIterator[SpeechPiece]) -> AsyncIterator[SpeechPiece]:
+    yield first
+    async for piece in others:
+        yield piece
 
 
 class ShelvedCloningTts(ShelvedTts):
@@ -199,7 +216,7 @@ class ShelvedCloningTts(ShelvedTts):
         """As the engine does."""
         async with self.use() as tts:
             await tts.add_voice(voice, data)
-        self._added[voice.id] = voice, data
+            self._added[voice.id] = voice, data
 
     async def remove_voice(self, voice_id: str) -> None:
         """As the engine does."""

@@ -159,6 +159,14 @@ async def asr(request: pytest.FixtureRequest) -> AsyncIterator[Asr]:
     await engine.close()
 
 
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def recogniser() -> AsyncIterator[Asr]:
+    """One that listens to the voices: with all of them every sentence would be heard several times."""
+    engine = await load_engine("asr", "faster_whisper")
+    yield engine
+    await engine.close()
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session", params=[*sorted(ENGINES["llm"]), OUR_LLM])
 async def llm(request: pytest.FixtureRequest) -> AsyncIterator[Llm]:
     engine = await load_engine("llm", request.param)

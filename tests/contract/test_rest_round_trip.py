@@ -38,9 +38,9 @@ async def client_of(asr: Asr, tts: Tts, directory: Path) -> AsyncIterator[httpx.
     await server.store.aclose()
 
 
-async def test_what_is_spoken_is_heard_again(tts: Tts, asr: Asr, tmp_path: Path) -> None:
+async def test_what_is_spoken_is_heard_again(tts: Tts, recogniser: Asr, tmp_path: Path) -> None:
     needs_words(tts)
-    async with client_of(asr, tts, tmp_path) as client:
+    async with client_of(recogniser, tts, tmp_path) as client:
         speech = await client.post(
             "/v1/audio/speech", json={"model": "tts-1", "voice": "alloy", "input": TEXT, "response_format": "opus"}
         )
@@ -52,10 +52,10 @@ async def test_what_is_spoken_is_heard_again(tts: Tts, asr: Asr, tmp_path: Path)
     assert jiwer.wer(plain(TEXT), plain(heard.json()["text"])) <= 0.15  # 21 words; Piper draws its stresses at random
 
 
-async def test_word_times_lie_within_the_words(asr: Asr, tmp_path: Path) -> None:
-    assert isinstance(asr, WordTimes)
+async def test_word_times_lie_within_the_words(recogniser: Asr, tmp_path: Path) -> None:
+    assert isinstance(recogniser, WordTimes)
     clip = recordings()[0]
-    async with client_of(asr, ScriptedTts(), tmp_path) as client:
+    async with client_of(recogniser, ScriptedTts(), tmp_path) as client:
         answer = await client.post(
             "/v1/audio/transcriptions",
             files={"file": (SPEECH / clip.name).read_bytes()},

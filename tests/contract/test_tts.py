@@ -34,13 +34,13 @@ async def chunks_of(tts: Tts, *texts: str) -> list[SpeechChunk]:
         return [chunk async for chunk in stream]
 
 
-async def test_what_is_spoken_is_understood_by_the_recogniser(tts: Tts, asr: Asr) -> None:
+async def test_what_is_spoken_is_understood_by_the_recogniser(tts: Tts, recogniser: Asr) -> None:
     needs_words(tts)
     heard, seconds = [], 0.0
     for sentence in SENTENCES:
         audio = await spoken(tts, a_voice(tts), sentence)
         seconds += audio.seconds
-        heard.append((await asr.transcribe(audio, language="en")).text)
+        heard.append((await recogniser.transcribe(audio, language="en")).text)
     assert seconds >= 10, "too little to judge by"
     assert jiwer.wer([plain(s) for s in SENTENCES], [plain(h) for h in heard]) <= 0.15
 

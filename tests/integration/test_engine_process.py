@@ -174,6 +174,28 @@ async def test_errors_arrive_as_they_are_and_an_unforeseen_one_tells_nothing_of_
         assert first.pid != pid
 
 
+async def test_a_poisoned_card_ends_no_other_job_as_if_it_were_whole(tmp_path: Path) -> None:
+    async with running(settings_with(tmp_path, "asr+llm", worker_timeout=120)) as engines:
+        (process,) = engines.processes
+        (tmp_path / "never-closes").touch()  # an engine without its card may not even end
+        pid = process.pid
+        async with aclosing(engines.llm.reply([Message("user", "forever on")])) as endless:  # type: ignore[type-var]
+            assert await anext(endless) == "forever "
+            hearing = asyncio.create_task(heard(engines, tmp_path, "hang"))
+            await until(lambda: len(process._jobs) == 2)
+            assert await engines.llm.count_tokens("it was taken up") == 4
+            (tmp_path / "heard").write_text("heard again")
+            with pytest.raises(EngineFailed):
+                await said(engines, "poison")
+            async with asyncio.timeout(WAIT_S / 2):
+                assert await hearing == "heard again"
+                with pytest.raises(EngineFailed, match="being restarted"):
+                    await anext(endless)
+            (tmp_path / "never-closes").unlink()
+        assert (await said(engines, "again"))[0] == "again "
+        assert process.pid != pid
+
+
 @pytest.mark.parametrize("how", ["die", "crash", "exit"])
 async def test_a_process_that_dies_costs_its_running_turn_a_message_and_nobody_else_anything(
     tmp_path: Path, how: str
@@ -260,6 +282,85 @@ async def test_a_process_that_grows_is_replaced_while_nobody_waits_for_it(tmp_pa
         assert (await said(engines, "hello"))[0] == "hello "
 
 
+async def test_a_job_that_is_cancelled_before_it_has_begun_costs_nobody_the_process(tmp_path: Path) -> None:
+    async with running(settings_with(tmp_path, "llm", worker_timeout=60)) as engines:
+        (process,) = engines.processes
+        pid = process.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)  # it reads the job and its end at once
+        talk = asyncio.create_task(said(engines, "hello"))
+        await until(lambda: bool(process._jobs))
+        talk.cancel()
+        await ends(talk)
+        os.kill(pid, signal.SIGCONT)
+        await until(lambda: not process._ending)
+        assert process.pid == pid
+
+
+async def test_a_process_that_does_not_end_when_it_is_to_be_replaced_is_killed_and_its_absence_is_told(
+    tmp_path: Path,
+) -> None:
+    async with running(settings_with(tmp_path, "llm", worker_timeout=5)) as engines:
+        (process,) = engines.processes
+        changes: list[str] = []
+        process.watch(lambda kind, trouble: changes.append(trouble))
+        await until(lambda: process._loaded_rss_bytes > 0)
+        pid = process.pid
+        (tmp_path / "never-closes").touch()
+        await said(engines, "leak")
+        await until(lambda: process.pid not in (pid, None))
+        (tmp_path / "never-closes").unlink()
+        assert (await said(engines, "hello"))[0] == "hello "
+        assert "being restarted" in changes[0]
+        assert changes[-1] == ""
+
+
+async def test_a_voice_may_be_removed_while_its_process_is_replaced(tmp_path: Path) -> None:
+    async with running(settings_with(tmp_path, "tts")) as engines:
+        (process,) = engines.processes
+        tts = engines.tts
+        assert isinstance(tts, CloningTts)
+        ada, bea = (Voice(name, name, "en", cloned=True) for name in ("ada", "bea"))
+        for voice in (ada, bea):
+            await tts.add_voice(voice, b"data")
+        removing: list[asyncio.Task[None]] = []
+        direct = process.direct
+
+        async def removed_meanwhile(*args: Any, **values: Any) -> None:
+            if not removing:
+                removing.append(asyncio.create_task(tts.remove_voice("ada")))
+                await asyncio.sleep(0)
+            await direct(*args, **values)
+
+        process.direct = removed_meanwhile  # type: ignore[method-assign]
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        await until(lambda: bool(removing))
+        await removing[0]
+        assert (await spoken(engines, "hey", voice=bea))[0][1] == [0.5, 0.5]
+        with pytest.raises(InvalidInput):
+            await spoken(engines, "hey", voice=ada)
+        assert len(process._deaths) == 1
+    await tts.remove_voice("bea")  # nothing to forget is no error
+
+
+async def test_an_engine_may_be_loaded_while_the_one_beside_it_is_loaded_again(tmp_path: Path) -> None:
+    engines = Engines.from_settings(settings_with(tmp_path, "asr+llm"))
+    (process,) = engines.processes
+    try:
+        async with asyncio.timeout(WAIT_S):
+            await engines.llm.load()
+            process._restore["llm"] = engines.asr.load
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGKILL)
+            while "asr" not in process._restore or not process._up.is_set():
+                await asyncio.sleep(0.02)
+        assert await heard(engines, tmp_path, "good day") == "good day"
+        assert len(process._deaths) == 1
+    finally:
+        await engines.llm.close()
+
+
 async def test_a_model_that_is_missing_stops_the_start_and_a_death_at_loading_is_told(tmp_path: Path) -> None:
     (tmp_path / "no-model").touch()
     with pytest.raises(ConfigError, match="Run: "):
@@ -284,6 +385,20 @@ async def test_before_load_and_after_close_work_is_refused(tmp_path: Path) -> No
             await talk
         with pytest.raises(EngineNotReady):
             await said(engines, "hello")
+
+
+async def test_who_waits_for_a_new_process_is_told_at_once_when_none_will_come(tmp_path: Path) -> None:
+    async with running(settings_with(tmp_path, "llm", restart_wait_s=120)) as engines:
+        (process,) = engines.processes
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        await until(lambda: not process._up.is_set())
+        waiting = asyncio.create_task(said(engines, "hello"))
+        await asyncio.sleep(0)
+        await engines.llm.close()
+        async with asyncio.timeout(WAIT_S / 4):
+            with pytest.raises(EngineNotReady, match="closed"):
+                await waiting
 
 
 async def test_settings_reach_the_process_with_their_secrets(tmp_path: Path) -> None:
@@ -325,3 +440,15 @@ def test_a_look_at_the_memory_does_not_touch_a_library_that_is_being_imported(mo
     half.__spec__ = SimpleNamespace(_initializing=True)  # type: ignore[assignment]
     monkeypatch.setitem(sys.modules, "torch", half)
     assert read_memory().device == "cpu"
+
+
+async def test_a_voice_that_the_next_process_refuses_keeps_the_others_not_away(tmp_path: Path) -> None:
+    async with running(settings_with(tmp_path, "tts")) as engines:
+        assert isinstance(engines.tts, CloningTts)
+        bad, good = Voice("refused-later", "Bad", "en", cloned=True), Voice("bea", "Bea", "en", cloned=True)
+        for voice in (bad, good):
+            await engines.tts.add_voice(voice, b"data")
+        (tmp_path / "refuses").write_text(bad.id)
+        assert [chunk[1] for chunk in await spoken(engines, "once", voice=good)] == [[0.5, 0.5]] * 2
+        with pytest.raises(InvalidInput):
+            await spoken(engines, "hey", voice=bad)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import httpx
 import pytest
 
+from api.ledger import GB, CardMemory
 from pipeline.audio import AudioChunk
 from pipeline.engines.asr_by_load import AsrByLoad, with_light_model
 from pipeline.engines.base import Engines, Voice
@@ -134,6 +136,30 @@ async def test_the_light_recogniser_hears_while_the_engines_are_pressed_if_it_kn
     assert asr.info is chosen.info
     await asr.load()
     await asr.close()
+
+
+async def test_a_light_recogniser_of_one_language_hears_no_language_that_is_to_be_found_out() -> None:
+    chosen, light = ScriptedAsr(["chosen"]), ScriptedAsr(["light"])
+    chosen.info = replace(chosen.info, languages=("en", "de"))
+    asr = AsrByLoad(chosen, light, lambda: True)
+    assert (await asr.transcribe(AudioChunk.silence(1, 16_000), language=None)).text == "chosen"
+
+
+async def test_a_card_that_no_engine_lives_on_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.application.read_card", lambda: CardMemory(24 * GB, 24 * GB))  # full of others' work
+    monkeypatch.setattr("api.card_shares.cap_card_memory", lambda share: None)
+    n_turns = 0
+
+    async def count(engines: Engines, *, voice: Voice, instructions: str, waits: Waits) -> None:
+        nonlocal n_turns
+        n_turns += 1
+
+    async with live_server(warm_up=count, until_ready=False) as live:
+        async with asyncio.timeout(30):
+            while live.server.readiness.state == "loading":
+                await asyncio.sleep(0.01)
+        assert live.server.readiness.state == "ready"
+    assert n_turns == 1
 
 
 def test_light_model_acts() -> None:

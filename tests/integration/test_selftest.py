@@ -25,6 +25,8 @@ from tests.support.live_server import Live, live_server, scripted_settings
 from tests.support.scripted import ScriptedAsr, ScriptedLlm, ScriptedTts, ScriptedVad
 from tests.support.tiny_model import closed_port
 
+pytestmark = pytest.mark.usefixtures("logging_as_it_was")
+
 WAIT_S = 60.0
 # As little as an interruption needs: scripted ears hear any sound.
 CLIPS = [np.round(12_000 * np.sin(np.arange(n) / 6)).astype(np.int16) for n in (8000, 9600, 8000)]

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from pipeline.audio import AudioChunk
-from pipeline.engines.base import CloningTts, EngineKind, Engines, Message, SpeechPiece, Voice, WordTimes
+from pipeline.engines.base import CloningTts, EngineKind, Engines, Message, SpeechPiece, Voice, Word, WordTimes
 from pipeline.engines.shelf import Shelf, on_shelf
 from pipeline.errors import ConfigError, EngineNotReady
+from pipeline.sentences import PieceSplitter
+from pipeline.turn import ReplySink, Waits, speak
 from settings import Settings
-from tests.support.faulty_engines import FaultyLlm, FaultyTts
+from tests.support.faulty_engines import RATE, FaultyLlm, FaultyTts
 from tests.support.scripted import ScriptedAsr, ScriptedLlm
 
 BEA = Voice("bea", "Bea", "en", cloned=True)
@@ -113,6 +115,50 @@ async def test_an_engine_in_use_is_not_closed_the_next_one_waits_for_its_end() -
     await stream.aclose()
     assert await hearing == "words"
     assert log.events[-2:] == ["-llm", "+asr"]
+
+
+async def test_an_engine_that_is_closed_while_somebody_waits_for_it_is_not_loaded_again() -> None:
+    log = Log()
+    engines = shelved(1, log, asr=lambda: ScriptedAsr(["words"] * 9, 0.0), llm=ScriptedLlm)
+    for engine in engines.values():
+        await engine.load()
+    stream = engines["llm"].reply([Message("user", "hello")])
+    await anext(stream)
+    hearing = asyncio.create_task(heard(engines["asr"]))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    await engines["asr"].close()
+    await stream.aclose()
+    with pytest.raises(EngineNotReady):
+        await hearing
+    assert log.events.count("+asr") == 1
+
+
+async def test_a_reply_is_spoken_where_one_engine_has_room() -> None:
+    engines = shelved(1, Log(), llm=lambda: ScriptedLlm(["One. Two is more. Three is most of all."]), tts=faulty_tts)
+    for engine in engines.values():
+        await engine.load()
+    n_samples = 0
+
+    async def take(audio: AudioChunk, words: tuple[Word, ...]) -> bool:
+        nonlocal n_samples
+        n_samples += audio.n_samples
+        return True
+
+    def ignore(item: Any) -> None:
+        return
+
+    async with asyncio.timeout(10):
+        await speak(
+            engines["llm"].reply([Message("user", "hello")]),
+            ReplySink(ignore, ignore, ignore, take, ignore),
+            tts=engines["tts"],
+            voice=Voice("anna", "Anna", "en"),
+            splitter=PieceSplitter(language="en", first_clause_min_chars=3, piece_max_chars=20),
+            output_rate=RATE,
+            waits=Waits.from_settings(Settings().turn),
+        )
+    assert n_samples > 30
 
 
 async def test_before_load_and_after_close_work_is_refused_and_a_missing_model_is_told() -> None:

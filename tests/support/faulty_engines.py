@@ -75,6 +75,8 @@ class _Faulty:
             os._exit(4)
 
     async def close(self) -> None:
+        if self.kind == "llm" and (self.directory / "never-closes").exists():
+            fault("freeze", self.directory, self.kind)
         await self._lane.close()
 
     async def meet(self, word: str) -> None:
@@ -150,6 +152,8 @@ class FaultyTts(_Faulty):
         return f"{name}|{transcript}|{sample.n_samples}".encode()
 
     async def add_voice(self, voice: Voice, data: bytes) -> None:
+        if (refused := self.directory / "refuses").exists() and refused.read_text() == voice.id:
+            raise InvalidInput("this voice is damaged", code="voice_not_usable", param="voice")
         self._added[voice.id] = data
 
     async def remove_voice(self, voice_id: str) -> None:

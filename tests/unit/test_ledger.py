@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from api.card_shares import CardShares
-from api.gpus import Gpus, read_card
+from api.gpus import GpuMetrics, Gpus, memory_of_own, read_card
 from api.ledger import GB, CardMemory, Ledger
 from pipeline.engines.base import EngineKind
 from pipeline.errors import ConfigError
@@ -121,6 +121,19 @@ def test_the_card_that_the_process_may_use_is_read(monkeypatch: pytest.MonkeyPat
     assert read_card(Gpus(FakeNvml(2))) == CardMemory(5 * GB, 24 * GB)
 
 
+def test_admission_looks_at_the_same_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    def card(index: int, used_gb: int) -> GpuMetrics:
+        return GpuMetrics(index, "Card", None, used_gb * GB, 24 * GB, None)
+
+    cards = (card(0, 23), card(1, 5))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert memory_of_own(cards) == CardMemory(23 * GB, 24 * GB)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert memory_of_own(cards) == CardMemory(5 * GB, 24 * GB)
+    assert memory_of_own(cards[:1]) is None
+    assert memory_of_own(()) is None
+
+
 class Process:
     """What the shares need of an engine process."""
 
@@ -141,7 +154,7 @@ def processes() -> tuple[Process, Process]:
 def test_all_processes_together_stay_below_the_fraction(processes: tuple[Process, Process]) -> None:
     first, second = processes
     shares = CardShares(processes, fraction=0.9)  # type: ignore[arg-type]
-    shares.before_load("tts", CardMemory(int(14.0 * GB), 20 * GB))
+    shares.before_load("tts", "firered", CardMemory(int(14.0 * GB), 20 * GB))
     assert second.shares == [pytest.approx(0.9 - 8 / 20)]  # what the other one holds is not for it
     shares.share_rest(("llm", "asr", "tts"), CardMemory(int(15.0 * GB), 20 * GB))
     assert first.shares == [pytest.approx((8.0 + 1.5) / 20)]

@@ -69,19 +69,8 @@ def stdout(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
 
 @pytest.fixture(autouse=True)
-def _logging_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _a_plain_environment(monkeypatch: pytest.MonkeyPatch, logging_as_it_was: None) -> None:
     monkeypatch.delenv("VOICEPOD_CACHE", raising=False)
-    names = ("", "voicepod", "uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi", "library")
-    loggers = [logging.getLogger(name) for name in names]
-    kept = [(logger, logger.level, logger.propagate, logger.disabled, list(logger.handlers)) for logger in loggers]
-    structlog.contextvars.clear_contextvars()
-    yield
-    release_logging()
-    structlog.reset_defaults()
-    structlog.contextvars.clear_contextvars()
-    for logger, level, propagate, disabled, handlers in kept:
-        logger.setLevel(level)
-        logger.propagate, logger.disabled, logger.handlers[:] = propagate, disabled, handlers
 
 
 def with_block(block: dict[str, Any]) -> Settings:

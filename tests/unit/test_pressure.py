@@ -48,6 +48,15 @@ def test_speech_that_is_made_as_slowly_as_it_is_heard_counts_too_but_refuses_nob
     assert pressed(0.0, rtf=1.1)[-1] == "light_asr"
 
 
+def test_slow_speech_alone_keeps_nobody_out_either() -> None:
+    clock = Clock()
+    pressure = Pressure(max_wait_s=2.0, clock=clock)
+    for wait_s in [5.0] * 8 + [0.0] * 16:
+        pressure.note(record(("tts", wait_s), rtf=1.1))
+        clock.now_s += HOLD_S
+    assert pressure.step == "light_asr"
+
+
 def test_one_slow_turn_is_no_load() -> None:
     pressure = Pressure(max_wait_s=2.0, clock=Clock())
     pressure.note(record(("llm", 30.0), rtf=3.0))
@@ -70,6 +79,15 @@ def test_steps_are_taken_back_one_by_one_when_the_load_is_over_even_without_turn
         clock.now_s += HOLD_S
     assert steps == ["light_asr", "first_clause", "normal", "normal"]
     assert not pressure.at_least("first_clause")
+
+
+def test_turns_that_waited_in_vain_count_as_waiting() -> None:
+    clock = Clock()
+    pressure = Pressure(max_wait_s=2.0, clock=clock)
+    for _ in range(8):
+        pressure.note(TurnRecord(1, outcome="failed", error_code="engine_timeout"))
+        clock.now_s += HOLD_S
+    assert pressure.step == "refuse"
 
 
 def test_a_turn_that_used_no_engine_says_nothing() -> None:

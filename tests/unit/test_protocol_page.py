@@ -36,7 +36,8 @@ STOCK_CLIENT_EVENT = TypeAdapter[Any](RealtimeClientEvent)
 CLIENT_EVENTS = client_events()
 # Their errors are those of HTTP routes, and of handshakes that HTTP answers.
 HTTP_ONLY = tuple(
-    f"api/{name}" for name in ("errors.py", "origins.py", "access/", "rest/", "voices/", "uploads.py", "store.py")
+    f"api/{name}"
+    for name in ("errors.py", "origins.py", "access/", "rest/", "voices/", "selftest/", "uploads.py", "store.py")
 )
 OF_FILES = tuple(
     f"pipeline/{name}" for name in ("untrusted_", "audio_containers.py", "encoding.py", "reading.py", "matching.py")
