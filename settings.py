@@ -341,13 +341,16 @@ class LoggingSettings(Section):
 
 
 class ModelOptimizationSettings(Section):
-    """The admin guide's quantisation keys; they choose asr.compute_type and llm.bits where those are not set."""
+    """The admin guide's keys of models; bits choose asr.compute_type and llm.bits where those are not set."""
 
     enable_quantization: bool = setting(
         True, "Quantise the ASR model and the LLM; false takes them as they are stored."
     )
     quantization_bits: Literal[4, 8, 16] = setting(
         8, "Bits of a quantised weight: 16, 8, or 4, which is 8 for the ASR model."
+    )
+    dynamic_batching: bool = setting(
+        True, "Talks share the steps of the LLM (engine transformers), which come and go between two steps."
     )
 
 

@@ -59,9 +59,7 @@ RETIRED: Final[dict[str, str]] = {
     "with models.whisper_model or models.llm_model",
     "model_optimization.enable_distillation": "distillation happens before a model is published; choose the "
     "model with models.whisper_model or models.llm_model",
-    "model_optimization.batch_size_optimization": "each engine chooses its own batches; set "
-    "system.max_concurrent_users",
-    "model_optimization.dynamic_batching": "the language model engine always batches the talks it serves; set "
+    "model_optimization.batch_size_optimization": "a batch is as large as the talks that speak; set "
     "system.max_concurrent_users",
     "model_optimization.model_parallelism": "every model fits one card; set system.gpu_device",
     "model_optimization.gradient_checkpointing": "it saves memory in training only; set "

@@ -90,8 +90,10 @@ class ChatBatch:
         self._thread.join(CLOSE_TIMEOUT_S)
         return not self._thread.is_alive()
 
-    def join_if_same(self, short: Sequence[int], long: Sequence[int]) -> None:
+    def join_if_same(self, short: Sequence[int], long: Sequence[int], *, may_join: bool = True) -> None:
         """Let talks share steps if two of unlike length say together what each says alone. For use before any talk.
+
+        Without `may_join` they take turns, and only the numbers of a talk that is alone are looked at.
 
         Raises what the network raises for a talk that is alone, and `ArithmeticError` where it gives no numbers.
         """
@@ -102,7 +104,7 @@ class ChatBatch:
             if not alone.amax(-1).isfinite().all():
                 raise ArithmeticError("it gives no numbers in this format; set llm.precision to bf16 or fp32")
             # Other ways to compute attention take no mask of ours.
-            if self._config._attn_implementation != "sdpa" or not all(map(is_plain, pairs[1])):
+            if not may_join or self._config._attn_implementation != "sdpa" or not all(map(is_plain, pairs[1])):
                 return
             try:
                 together = self._together([token, token], lengths, pairs[1])

@@ -55,7 +55,7 @@ class TransformersLlm:
 
     `directory` overrides `model`, an id of the manifest. `device` is auto, cpu, cuda or cuda:N; `precision` auto is
     bf16 on a card that has it, else fp16, and fp32 on a CPU. `bits` below 16 are those of a stored weight. `threads`
-    are those of a CPU.
+    are those of a CPU. `batching` lets talks share the network's steps where it gives them the same as alone.
     """
 
     def __init__(
@@ -72,11 +72,13 @@ class TransformersLlm:
         context_tokens: int = 4096,
         max_tokens: int = 160,
         temperature: float = 0.7,
+        batching: bool = True,
     ) -> None:
         self._models_dir, self._directory = models_dir, directory
         self._model_id = directory.name if directory else MODEL_IDS.get(model, model)
         self._device, self._precision, self._bits, self._threads = device, precision, bits, threads
         self._context_tokens, self._max_tokens, self._temperature = context_tokens, max_tokens, temperature
+        self._batching = batching
         self._lane = Lane("transformers", capacity, stage="llm")
         # Apart from the lane: counting must not wait until a talk has its whole answer.
         self._counting = Lane("transformers-count", 1, stage="llm")
@@ -99,6 +101,7 @@ class TransformersLlm:
             context_tokens=llm.context_tokens,
             max_tokens=llm.max_tokens,
             temperature=llm.temperature,
+            batching=settings.model_optimization.dynamic_batching,
         )
 
     @property
@@ -187,7 +190,7 @@ class TransformersLlm:
             prompt_batch=PROMPT_BATCH_CPU if device == "cpu" else PROMPT_BATCH,
         )
         try:
-            batch.join_if_same(*prompts)
+            batch.join_if_same(*prompts, may_join=self._batching)
         except Exception as error:
             batch.close()
             raise ConfigError(f"the language model in {directory} does not run: {error}") from error

@@ -535,6 +535,17 @@ async def test_the_settings_act(tmp_path: Path) -> None:
     await llm.close()
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_dynamic_batching_acts(wanted: bool) -> None:
+    llm = {"path": tiny_chat(), "device": "cpu", "threads": 1}
+    settings = Settings.model_validate({"llm": llm, "model_optimization": {"dynamic_batching": wanted}})
+    engine = create_engine("llm", "transformers", settings)
+    await engine.load()
+    assert engine._running.batch.joins is wanted
+    assert [await answer(engine, word) for word in ("Hi", "You")] == [ANSWER] * 2
+    await engine.close()
+
+
 @pytest.mark.parametrize(
     ("name", "model"), [("local", "qwen3-4b-instruct-2507"), ("quality", "qwen2.5-7b-instruct"), ("other", "other")]
 )
