@@ -10,7 +10,15 @@ cd "$(dirname "$0")"
 . deploy/card.sh
 
 venv=${VOICEPOD_VENV:-.venv}
-if [[ " $* " == *" --help "* && -x $venv/bin/python ]]; then exec "$venv/bin/python" app.py --help; fi
+for argument in "$@"; do
+  case $argument in
+    -h | --help)
+      if [ -x "$venv/bin/python" ]; then exec "$venv/bin/python" app.py --help; fi
+      # Nothing is set up yet: what stands above.
+      sed -n '2,/^set /s/^# //p' container_startup.sh
+      exit ;;
+  esac
+done
 
 root=$(volume_root)
 if [ -n "$root" ]; then
@@ -23,14 +31,21 @@ fi
 # --- which configuration
 preset=${VOICEPOD_PROFILE:-}
 config=
+models_dir=
 random_tiny=
 arguments=("$@")
 while [ $# -gt 0 ]; do
   case $1 in
-    --profile) preset=${2:-}; shift ;;
+    --profile | --config | --models-dir)
+      [ $# -gt 1 ] || { echo "startup: $1 needs a value" >&2; exit 2; } ;;
+  esac
+  case $1 in
+    --profile) preset=$2; shift ;;
     --profile=*) preset=${1#*=} ;;
-    --config) config=${2:-}; shift ;;
+    --config) config=$2; shift ;;
     --config=*) config=${1#*=} ;;
+    --models-dir) models_dir=$2; shift ;;
+    --models-dir=*) models_dir=${1#*=} ;;
     --random-tiny) random_tiny=yes ;;
   esac
   shift
@@ -45,11 +60,15 @@ fi
 if [ -z "$preset" ]; then
   mib=$(card_mib)
   preset=$(preset_for "$mib")
-  if [ "$mib" = 0 ]; then echo "startup: no NVIDIA card answers; the CPU profile"
+  if [ "$preset" = cpu ] && [ -n "$random_tiny" ]; then
+    preset=gpu
+    echo "startup: the GPU profile with models of random weights"
+  elif [ "$mib" = 0 ]; then echo "startup: no NVIDIA card answers; the CPU profile"
   elif [ "$preset" = cpu ]; then echo "startup: a card of $mib MiB; the GPU profile needs 22000, so the CPU profile"
   else echo "startup: a card of $mib MiB; the preset $preset"
   fi
 fi
+own=$config
 case $preset in
   cpu) profile=cpu; models=(--profile cpu) ;;
   gpu) profile=gpu; models=(--profile gpu) ;;
@@ -69,8 +88,10 @@ for argument in "${arguments[@]}"; do
 done
 
 # --- environment, models, server
-# A configuration of one's own names its own models.
-case $config in "" | configs/gpu-*gb.json) ;; *) models=(--config "$config") ;; esac
+# A configuration that was asked for names its own models, whatever card there is.
+if [ -n "$own" ]; then models=(--config "$own"); fi
+# The download and the conversion look where the server will.
+if [ -n "$models_dir" ]; then export MODEL_CACHE_DIR=$models_dir; fi
 if [ -z "${VOICEPOD_VENV:-}" ]; then scripts/setup.sh "$profile" --no-models; fi
 # With --random-tiny the server writes its own small models of noise; what hears and marks is real.
 if [ -n "$random_tiny" ]; then models=(--model silero-vad --model resemblyzer --model perth-implicit); fi

@@ -1,10 +1,11 @@
 # shellcheck shell=bash
 # Sourced by container_startup.sh: which profile or preset suits the card of this machine.
 
-# Memory of the largest card in MiB, 0 without a card that answers. CUDA_VISIBLE_DEVICES="" hides every card.
+# Memory of the largest card in MiB, 0 without a card that answers. CUDA_VISIBLE_DEVICES="" or -1 hides every card.
 card_mib() {
   local mib=0
-  if [ "${CUDA_VISIBLE_DEVICES-unset}" != "" ] && command -v nvidia-smi >/dev/null; then
+  case ${CUDA_VISIBLE_DEVICES-unset} in '' | -1*) printf '0\n'; return ;; esac
+  if command -v nvidia-smi >/dev/null; then
     mib=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | sort -rn | head -n 1) || mib=0
   fi
   case $mib in '' | *[!0-9]*) mib=0 ;; esac

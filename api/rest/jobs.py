@@ -119,6 +119,8 @@ class Jobs:
         elif job.work is not None:
             await job.work.aclose()
         job.work = None
+        if job.is_open:  # whoever holds it, or was cancelled before it began, must not take it for one that runs
+            job.status, job.ended_at_s = "failed", self._clock()
 
     async def _work_on(self, job: Job, work: AsyncGenerator[Progress, None]) -> None:
         job.status = "running"

@@ -124,7 +124,10 @@ class ChatBatch:
     def _run(self) -> None:
         with torch.inference_mode():
             while self._has_work():
-                self._step()
+                try:
+                    self._step()
+                except Exception as error:  # boundary: talks wait for this thread
+                    self._fail_all(error)
         for talk in list(self._talks):
             self._leave(talk, _closed())
 
@@ -233,6 +236,16 @@ class ChatBatch:
             failure = EngineFailed("the language model failed", stage="llm")
         failure.__cause__ = error
         self._leave(talk, failure)
+
+    def _fail_all(self, error: Exception) -> None:
+        """After a failure outside a talk's own step, such as a card that is lost while its memory is freed."""
+        log.error("llm.step_failed", reason=type(error).__name__)
+        for talk in list(self._talks):
+            if talk.cache is not None:
+                self._store.drop()
+            failure = EngineFailed("the language model failed", stage="llm")
+            failure.__cause__ = error
+            self._leave(talk, failure)
 
     def _leave(self, talk: Talk, error: EngineError | None) -> None:
         with self._changed:

@@ -46,18 +46,18 @@ class CacheStore:
 
     def take(self, prompt: Sequence[int]) -> tuple[Any, int]:
         """A cache and how many tokens of the prompt it has seen already: never all, since the last one gives logits."""
-        self._n_lent += 1
         found = max(self._kept, key=lambda kept: common_prefix(kept.tokens, prompt), default=None)
         n = 0 if found is None else min(common_prefix(found.tokens, prompt), len(prompt) - 1)
         if found is None or n == 0:
             taken = DynamicCache(config=self._config)
-        elif 2 * n >= len(found.tokens) or len(self._kept) + self._n_lent > self._capacity:
+        elif 2 * n >= len(found.tokens) or len(self._kept) + self._n_lent >= self._capacity:
             # The same talk one turn later, or the nearest one where there is no room for a copy.
             self._kept.remove(found)
             taken = found.cache
             taken.crop(n - len(found.tokens))
         else:  # another talk, with the same system prompt
             taken = self._copied(found.cache, n)
+        self._n_lent += 1  # not before there is one: a copy may not fit into the memory
         self._make_room()
         return taken, n
 

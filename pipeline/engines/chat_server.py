@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import re
 import time
@@ -178,7 +179,9 @@ class ChatServer:
 
     @asynccontextmanager
     async def _request(self, method: str, url: str, body: Json | None) -> AsyncIterator[httpx.Response]:
-        """The head of an answer. `Passing` when there is no server, or it goes away."""
+        """The head of an answer. `Passing` when there is no server, or it goes away; `EngineFailed` after `close`."""
+        if self._http.is_closed:
+            raise _gone()
         try:
             async with self._http.stream(method, url, json=body) as response:
                 yield response
@@ -263,7 +266,9 @@ def _read(event: str) -> tuple[str, bool]:
     delta = choice.get("delta") or {} if isinstance(choice, dict) else None
     if not isinstance(delta, dict) or not isinstance(delta.get("content"), str | None):
         raise MalformedStream("a delta that is no text")
-    return delta.get("content") or "", choice.get("finish_reason") is not None
+    # Halves of a character, from servers that cut in UTF-16, are no text in any encoding.
+    text = (delta.get("content") or "").encode(errors="ignore").decode()
+    return text, bool(choice.get("finish_reason"))  # some gateways write "" for null
 
 
 def _refusal(response: httpx.Response, content: bytes) -> VoicepodError | Passing:
@@ -309,9 +314,10 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Seconds of a `Retry-After`, which is a number or a date."""
     text = headers.get("Retry-After", "")
     try:
-        return max(float(text), 0.0) if text.replace(".", "", 1).isdigit() else _until_s(text)
+        wait_s = max(float(text), 0.0) if text.replace(".", "", 1).isdigit() else _until_s(text)
     except (ValueError, TypeError, OverflowError):
         return None
+    return wait_s if math.isfinite(wait_s) else None
 
 
 def _until_s(date: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Final
@@ -42,12 +43,12 @@ async def events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[str, None]:
 
 
 async def _lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """Lines without their ends, the last one whether it ends or not."""
-    buffer, searched = bytearray(), 0
+    """Lines without their ends, the last one whether it ends or not, and without a byte order mark before the first."""
+    buffer, searched, mark = bytearray(), 0, BOM_UTF8
     async for chunk in chunks:
         buffer += chunk
         while (end := buffer.find(b"\n", searched)) >= 0:
-            line = bytes(buffer[:end]).removesuffix(b"\r")
+            line, mark = bytes(buffer[:end]).removeprefix(mark).removesuffix(b"\r"), b""
             del buffer[: end + 1]
             searched = 0
             yield line
@@ -55,7 +56,7 @@ async def _lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         if searched > MAX_EVENT_BYTES:
             raise MalformedStream("a line without an end")
     if buffer:
-        yield bytes(buffer).removesuffix(b"\r")
+        yield bytes(buffer).removeprefix(mark).removesuffix(b"\r")
 
 
 def _text(data: list[bytes]) -> str:

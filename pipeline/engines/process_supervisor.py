@@ -1,7 +1,8 @@
 """A process with engines in it, kept alive: jobs go in, what they give comes out, a process that dies is started anew.
 
-    new ──► starting ──► up ──► down ──► starting        down after 3 deaths in a minute: broken, one try in 30 s
-                                                         any of them ──► closed
+    new ──► starting ──► up ──► down ──► starting        any of them ──► closed
+
+After three deaths, each within a minute of being up, it is broken: jobs are refused, and one try is made in 30 s.
 
 A job that has given nothing yet when its process dies is done again, once, by the next process; one that has is told
 `EngineFailed`. A process is killed when it answers no ping, or when a step runs on long after it was told to stop.
@@ -12,13 +13,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 import os
 import random
 import signal
 import socket
 import sys
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +49,8 @@ log = structlog.get_logger()
 
 PING_S: Final = 0.5
 PRIORITY_S: Final = 0.1  # how old the priority may be that a process knows of a job
-BREAKER_DEATHS, BREAKER_WINDOW_S, BREAKER_PAUSE_S = 3, 60.0, 30.0
+BREAKER_DEATHS, BREAKER_PAUSE_S = 3, 30.0
+HEALTHY_S: Final = 60.0  # who was up for so long does not count for having died before
 GROWN: Final = 1.5  # a process that holds so many times what it held when it was loaded, and
 GROWN_BYTES: Final = 1 << 30  # so much more, leaks
 CLOSE_S: Final = 12.0  # the process itself waits ten seconds for its last steps
@@ -109,7 +111,8 @@ class EngineProcess:
         self._writer: asyncio.StreamWriter | None = None
         self._started, self._up, self._closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._life: asyncio.Task[None] | None = None
-        self._deaths: deque[float] = deque(maxlen=BREAKER_DEATHS)
+        self._n_deaths = 0  # one after the other, none of them after a healthy life
+        self._up_since_s = math.inf
         self._pong_s = self._overdue_s = 0.0
         self._loaded_rss_bytes = 0
         self._is_recycling = False
@@ -298,16 +301,15 @@ class EngineProcess:
     @property
     def _is_broken(self) -> bool:
         """Whether it died so often that trying at once is of no use."""
-        deaths = self._deaths
-        return len(deaths) == BREAKER_DEATHS and time.monotonic() - deaths[0] < BREAKER_WINDOW_S + BREAKER_PAUSE_S
+        return self._n_deaths >= BREAKER_DEATHS
 
     @property
     def _pause_s(self) -> float:
-        if self._is_recycling or not self._deaths:
+        if self._is_recycling:
             return 0.0
         if self._is_broken:
             return BREAKER_PAUSE_S
-        return (len(self._deaths) - 1) * random.uniform(0.5, 1.0)  # noqa: S311 (no secret)
+        return max(self._n_deaths - 1, 0) * random.uniform(0.5, 1.0)  # noqa: S311 (no secret)
 
     async def _one_life(self) -> None:
         ours, theirs = socket.socketpair()
@@ -361,7 +363,9 @@ class EngineProcess:
     def _mourn(self) -> None:
         """After a death: what may be done again waits for the next process, the rest is told."""
         if not self._is_recycling:
-            self._deaths.append(time.monotonic())
+            is_healthy = time.monotonic() - self._up_since_s >= HEALTHY_S
+            self._n_deaths = 1 if is_healthy else self._n_deaths + 1
+        self._up_since_s = math.inf
         loop = asyncio.get_running_loop()
         self._ending.clear()
         for job in list(self._jobs.values()):
@@ -387,6 +391,7 @@ class EngineProcess:
                 log.error("engine.restart_failed", process=self.name, kind=kind, code=error.code)
                 self._kill("it could not be loaded again")
                 return
+        self._up_since_s = time.monotonic()
         self._up.set()
         self._loaded_rss_bytes = 0
         for job in list(self._jobs.values()):

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.engines.base import Message, create_engine
+from pipeline.engines.chat_cache import CacheStore
 from pipeline.engines.llm_transformers import TransformersLlm
 from pipeline.engines.tiny_chat import ANSWER, END, write_tiny_chat
 from pipeline.errors import ConfigError, EngineError, EngineFailed, EngineNotReady, InvalidInput, OutOfMemory
@@ -334,6 +335,41 @@ async def test_too_little_memory_costs_one_answer_and_the_kept_caches(random_cha
         assert llm._running is not None
         assert llm._running.batch._store._kept == []
         assert await answer(llm, QUESTIONS[1]) == expected
+
+
+async def test_too_little_memory_for_a_copy_of_the_system_prompt_costs_no_room(
+    random_chat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(store: CacheStore, cache: Any, n: int) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    async with loaded(random_chat, capacity=2) as llm:
+        await answer(llm, QUESTIONS[3])
+        with monkeypatch.context() as patch:
+            patch.setattr(CacheStore, "_copied", full)
+            with pytest.raises(OutOfMemory):
+                await answer(llm, QUESTIONS[1])
+        for question in QUESTIONS:
+            await answer(llm, question)
+        assert llm._running is not None
+        assert len(llm._running.batch._store._kept) == 2
+
+
+async def test_a_card_that_fails_while_memory_is_freed_ends_the_talk_and_no_later_one_waits_for_ever(
+    random_chat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tokens: torch.Tensor, output: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    def lost() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    async with loaded(random_chat) as llm:
+        assert llm._running is not None
+        monkeypatch.setattr(llm._running.batch, "_free_memory", lost)
+        with changed_steps(llm, full), pytest.raises(EngineFailed):
+            await answer(llm, QUESTIONS[0])
+        assert await answer(llm, QUESTIONS[1])
 
 
 async def test_talks_that_do_not_fit_together_go_on_one_by_one(random_chat: Path) -> None:

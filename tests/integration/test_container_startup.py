@@ -123,9 +123,10 @@ def test_a_card_that_is_too_small_or_does_not_say_is_left_alone(machine: Machine
     assert machine.commands[-1] == "app.py --profile cpu"
 
 
-def test_a_hidden_card_is_left_alone(machine: Machine) -> None:
+@pytest.mark.parametrize("visible", ["", "-1"])
+def test_a_hidden_card_is_left_alone(machine: Machine, visible: str) -> None:
     put_in(machine, 81559)
-    assert machine.start(CUDA_VISIBLE_DEVICES="") == 0
+    assert machine.start(CUDA_VISIBLE_DEVICES=visible) == 0
     assert machine.commands[-1] == "app.py --profile cpu"
 
 
@@ -160,6 +161,46 @@ def test_random_weights_need_no_download_of_the_large_models(machine: Machine) -
         "-m scripts.download_models --model silero-vad --model resemblyzer --model perth-implicit",
         "app.py --profile gpu --random-tiny --device cpu",
     ]
+
+
+def test_random_weights_alone_mean_the_gpu_profile_also_without_a_card(machine: Machine) -> None:
+    assert machine.start("--random-tiny") == 0
+    assert machine.commands[-1] == "app.py --profile gpu --random-tiny"
+
+
+@pytest.mark.parametrize("cards", [[81559], []])
+def test_a_preset_that_is_named_as_a_file_brings_its_own_models(machine: Machine, cards: list[int]) -> None:
+    put_in(machine, *cards)
+    assert machine.start("--config", "configs/gpu-48gb.json") == 0
+    assert machine.commands[0] == "-m scripts.download_models --config configs/gpu-48gb.json"
+
+
+@pytest.mark.parametrize("arguments", [["--models-dir", "/own models"], ["--models-dir=/own models"]])
+def test_models_go_to_the_directory_that_the_server_is_told(machine: Machine, arguments: list[str]) -> None:
+    assert machine.start(*arguments) == 0
+    assert [line["environ"].get("MODEL_CACHE_DIR") for line in machine.ran] == ["/own models"] * 3  # type: ignore[attr-defined]
+    assert machine.ran[-1]["arguments"][3:] == arguments  # type: ignore[index]
+
+
+@pytest.mark.parametrize("option", ["--profile", "--config", "--models-dir"])
+def test_an_option_without_its_value_is_wrong_usage_and_says_so(machine: Machine, option: str) -> None:
+    assert machine.start(option) == 2
+    assert f"{option} needs a value" in machine.said
+    assert machine.commands == []
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_starts_nothing(machine: Machine, option: str) -> None:
+    assert machine.start(option) == 0
+    assert machine.commands == ["app.py --help"]
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_in_a_bare_clone_installs_and_downloads_nothing(machine: Machine, option: str) -> None:
+    executable(machine.home / "scripts" / "setup.sh", '#!/bin/sh\n"$HOME/venv/bin/python" setup "$@"\n')
+    assert machine.start(option, VOICEPOD_VENV="") == 0
+    assert machine.commands == []
+    assert "VOICEPOD_PROFILE=cpu|24gb|48gb|80gb" in machine.said
 
 
 def test_a_profile_that_does_not_exist_is_wrong_usage(machine: Machine) -> None:

@@ -376,6 +376,37 @@ def test_another_gguf_replaces_the_earlier_one(hub: FileServer, models_dir: Path
     assert [path.name for path in (models_dir / CUSTOM_LLM_ID).glob("*.gguf")] == ["b.gguf"]
 
 
+def test_a_cut_gguf_is_not_continued_with_one_of_another_repository(hub: FileServer, models_dir: Path) -> None:
+    other = b"GGUF" + random.Random(3).randbytes(50_000)
+    hub.files["/some/chat/resolve/main/a.gguf"] = GGUF
+    hub.files["/other/chat/resolve/main/a.gguf"] = other
+    hub.cut_after = [10_000, 0, 0, 0]
+    assert download(models_dir, "--llm", "hub:some/chat@main/a.gguf", "--model", "tiny", manifest=manifest()) == 1
+    hub.cut_after = []
+    assert download(models_dir, "--llm", "hub:other/chat@main/a.gguf", "--model", "tiny", manifest=manifest()) == 0
+    assert (models_dir / CUSTOM_LLM_ID / "a.gguf").read_bytes() == other
+
+
+def test_the_hubs_hash_counts_however_its_address_is_written(
+    hub: FileServer, models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub.address.replace("127.0.0.1", "LOCALHOST"))
+    hub.files["/some/chat/resolve/v1/a.gguf"] = GGUF
+    hub.headers["X-Linked-Etag"] = f'"{sha256(b"something else")}"'
+    assert download(models_dir, "--llm", "hub:some/chat@v1/a.gguf", "--model", "tiny", manifest=manifest()) == 1
+
+
+def test_the_models_of_a_configuration_go_where_it_keeps_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MODEL_CACHE_DIR", raising=False)
+    monkeypatch.delenv("VOICEPOD_CACHE", raising=False)
+    own = tmp_path / "own.json"
+    own.write_text(f'{{"models": {{"dir": "{tmp_path / "kept here"}"}}}}')
+    assert main(["--config", str(own), "--dry-run"]) == 0
+    assert f"into {tmp_path / 'kept here'}, where" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("served", "etag", "complaint"),
     [
@@ -407,6 +438,8 @@ def test_a_gguf_that_is_none_or_not_the_hubs_is_refused(
         ["--llm", "best"],
         ["--llm", "hub:some/chat/a.gguf"],
         ["--llm", "hub:some/chat@v1/../a.gguf"],
+        ["--llm", "hub:some/chat@v1//a.gguf"],
+        ["--llm", "hub:some/chat@v1/./a.gguf"],
         ["--llm", "hub:some/chat@v1/a-00001-of-00003.gguf"],
         ["--local-dir", "/does/not/exist"],
     ],

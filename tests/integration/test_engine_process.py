@@ -227,7 +227,16 @@ async def test_a_job_that_has_given_nothing_yet_is_done_again_once_by_the_next_p
             await heard(engines, tmp_path, "die")
 
 
-async def test_after_three_deaths_in_a_minute_jobs_are_refused_at_once(tmp_path: Path) -> None:
+async def test_deaths_after_a_healthy_life_do_not_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.engines.process_supervisor.HEALTHY_S", 0.0)
+    async with running(settings_with(tmp_path, "llm")) as engines:
+        for _ in range(3):
+            with pytest.raises(EngineFailed, match="being restarted"):
+                await said(engines, "first die")
+            assert await said(engines, "works")
+
+
+async def test_after_three_deaths_in_a_row_jobs_are_refused_at_once(tmp_path: Path) -> None:
     async with running(settings_with(tmp_path, "llm")) as engines:
         for _ in range(2):
             with pytest.raises(EngineFailed):
@@ -340,7 +349,7 @@ async def test_a_voice_may_be_removed_while_its_process_is_replaced(tmp_path: Pa
         assert (await spoken(engines, "hey", voice=bea))[0][1] == [0.5, 0.5]
         with pytest.raises(InvalidInput):
             await spoken(engines, "hey", voice=ada)
-        assert len(process._deaths) == 1
+        assert process._n_deaths == 1
     await tts.remove_voice("bea")  # nothing to forget is no error
 
 
@@ -356,7 +365,7 @@ async def test_an_engine_may_be_loaded_while_the_one_beside_it_is_loaded_again(t
             while "asr" not in process._restore or not process._up.is_set():
                 await asyncio.sleep(0.02)
         assert await heard(engines, tmp_path, "good day") == "good day"
-        assert len(process._deaths) == 1
+        assert process._n_deaths == 1
     finally:
         await engines.llm.close()
 

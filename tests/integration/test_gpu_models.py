@@ -164,6 +164,21 @@ def test_where_nobody_can_be_asked_your_own_copy_is_believed_once(
         locate(models_dir, "chat", manifest=of)
 
 
+@pytest.mark.parametrize("kept", [0, 0.5])
+def test_a_cut_copy_of_your_own_is_not_believed(
+    models_dir: Path, tmp_path: Path, kept: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "model-00002-of-00003.safetensors"
+    cut = FILES[name][: int(kept * len(FILES[name]))]
+    local = written({f"chat/{n}": data for n, data in (FILES | {name: cut}).items()}, tmp_path / "usb")
+    about = manifest(known=True).model_dump(mode="json")
+    for file in about["models"][0]["files"]:
+        file["sha256"] = None
+    of = Manifest.model_validate(about)
+    assert chat(models_dir, "--offline", "--local-dir", str(local), of=of) == 1
+    assert f"{name}: a copy has {len(cut)} bytes instead of about {len(FILES[name])}" in capsys.readouterr().err
+
+
 def test_your_own_copy_is_compared_with_the_hub_where_it_can_be_asked(
     hub: FileServer, models_dir: Path, tmp_path: Path
 ) -> None:
@@ -179,7 +194,7 @@ def test_your_own_copy_is_compared_with_the_hub_where_it_can_be_asked(
 
 def test_a_model_without_hashes_cannot_be_had_from_nobody(models_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert chat(models_dir, "--offline", of=manifest(known=False)) == 1
-    assert "the hub may not be asked, and no local directory has it" in capsys.readouterr().err
+    assert "the hub may not be asked, and no local directory has it whole" in capsys.readouterr().err
 
 
 def test_a_hub_that_names_no_hash_is_not_believed(

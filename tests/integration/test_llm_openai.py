@@ -6,6 +6,7 @@ import asyncio
 import email.utils
 import json
 import logging
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -195,6 +196,14 @@ async def test_a_server_that_is_busy_for_long_is_not_waited_for(form: str) -> No
         assert len(server.chats_asked) == 1
 
 
+async def test_a_wait_without_end_that_a_server_asks_for_is_not_passed_on() -> None:
+    async with chat_server() as server, engine(server, {"retries": 0}) as llm:
+        server.chats.append(refuses(429, Retry_After="9" * 400))
+        error = await failure(llm)
+        assert isinstance(error, Busy)
+        assert math.isfinite(error.retry_after_s)
+
+
 async def test_an_account_without_money_is_not_asked_twice() -> None:
     async with chat_server() as server, engine(server) as llm:
         server.otherwise = refuses(429, {"error": {"code": "insufficient_quota"}})
@@ -319,6 +328,24 @@ async def test_lines_may_end_in_crlf_and_come_in_pieces() -> None:
         assert await deltas(llm) == ["Grüße"]
 
 
+async def test_a_byte_order_mark_before_the_first_event_costs_no_word() -> None:
+    async with chat_server() as server, engine(server) as llm:
+        server.chats.append(stream(b"\xef\xbb", b"\xbf" + event("Good "), event("day."), DONE))
+        assert await deltas(llm) == ["Good ", "day."]
+
+
+async def test_an_empty_finish_reason_ends_no_answer() -> None:
+    async with chat_server() as server, engine(server) as llm:
+        server.chats.append(stream(event("Good ", finish_reason=""), event("day.", finish_reason="stop"), HANG))
+        assert await deltas(llm) == ["Good ", "day."]
+
+
+async def test_half_a_character_of_a_server_that_cuts_in_utf_16_is_left_out() -> None:
+    async with chat_server() as server, engine(server) as llm:
+        server.chats.append(stream(event("Sun \ud83d"), event("\ude00 day."), DONE))
+        assert await deltas(llm) == ["Sun ", " day."]
+
+
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
 async def test_thoughts_are_not_spoken(name: str) -> None:
     async with chat_server() as server, engine(server) as llm:
@@ -387,6 +414,18 @@ async def test_closing_the_engine_ends_a_running_answer() -> None:
         await llm.close()
         with pytest.raises(EngineNotReady):
             await next_delta
+
+
+async def test_closing_the_engine_before_the_first_word_is_no_reason_to_try_again() -> None:
+    async with chat_server() as server, engine(server) as llm:
+        server.chats.append([HANG])
+        caller = asyncio.create_task(deltas(llm))
+        async with asyncio.timeout(WAIT_S):
+            while not server.chats_asked:
+                await asyncio.sleep(0.001)
+        await llm.close()
+        with pytest.raises(EngineNotReady):
+            await caller
 
 
 async def test_the_only_model_of_a_server_is_taken() -> None:

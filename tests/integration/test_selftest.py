@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
+from api.rest.jobs import Jobs
 from api.selftest import measure, talker
 from api.selftest.measure import Plan, load_clips, run
 from api.selftest.remote import RemoteServer
@@ -204,6 +206,17 @@ async def test_the_route_runs_it_in_the_background_and_keeps_the_result(monkeypa
             assert job["result"]["object"] == "selftest_report"
             assert job["result"]["v2v_ms"]["n"] == 1
             assert job["result"]["talks"]["n"] <= 2  # a seat stays free
+
+
+async def test_a_job_that_is_deleted_while_it_waits_is_no_longer_open() -> None:
+    async def work() -> AsyncGenerator[float, None]:
+        yield 1.0
+
+    jobs = Jobs()
+    job = jobs.add("selftest", "owner", work())
+    assert job.is_open
+    await jobs.delete(job.id, "owner")
+    assert not job.is_open
 
 
 async def test_the_route_refuses_while_somebody_talks_and_where_there_is_no_socket() -> None:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -75,3 +80,29 @@ def test_the_folders_of_the_page_are_those_that_the_script_makes() -> None:
     rows = re.findall(r"^\| `([a-z]+)` \|.*\| (0\d+) \|$", (ROOT / "docs" / "runpod.md").read_text(), re.MULTILINE)
     assert {" ".join(sorted(folders.split())) for folders in made} == {" ".join(sorted(name for name, _ in rows))}
     assert {mode for name, mode in rows if name != "models"} == {"0700"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can leave root")
+def test_the_login_link_of_the_page_can_be_made_from_a_terminal_of_roots() -> None:
+    line = next(s for s in (ROOT / "docs" / "runpod.md").read_text().splitlines() if s.endswith(" login-link"))
+    # Not pytest's own directory: another user must be able to look into it.
+    with tempfile.TemporaryDirectory(prefix="volume-") as name:
+        volume = Path(name)
+        volume.chmod(0o755)
+        (volume / "voicepod").mkdir()
+        os.chown(volume / "voicepod", 10001, 10001)
+        words = shlex.split(line.replace("/workspace", name))
+        assert words[:6] == ["setpriv", "--reuid=10001", "--regid=10001", "--clear-groups", "python", "-m"]
+        # The packages of this machine may be root's alone, so root is left only once they are imported.
+        leave = "import os, sys, encodings.utf_8_sig; from scripts.keys import main; "
+        leave += "os.setgroups([]); os.setgid(10001); os.setuid(10001)"
+        done = subprocess.run(
+            [sys.executable, "-c", f"{leave}; sys.exit(main(sys.argv[1:]))", *words[7:]],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "/login#" in done.stdout
+        assert {path.stat().st_uid for path in (volume / "voicepod").iterdir()} == {10001}
