@@ -43,7 +43,7 @@ def settings_with(directory: Path, *groups: str, **scaling: Any) -> Settings:
     return Settings.model_validate(
         {
             "system": {"engine_processes": groups},
-            "scaling_config": {"restart_wait_s": 60, "step_timeout_s": 1, "worker_timeout": 2, **scaling},
+            "scaling_config": {"restart_wait_s": 60, "step_timeout_s": 30, "worker_timeout": 60, **scaling},
             "cache": {"dir": directory},
             "asr": engine,
             "llm": engine,
@@ -251,7 +251,7 @@ async def test_after_three_deaths_in_a_row_jobs_are_refused_at_once(tmp_path: Pa
 
 @pytest.mark.parametrize("how", ["hang", "freeze"])
 async def test_a_process_that_hangs_is_replaced_once_its_job_was_given_up(tmp_path: Path, how: str) -> None:
-    async with running(settings_with(tmp_path, "asr")) as engines:
+    async with running(settings_with(tmp_path, "asr", step_timeout_s=1)) as engines:
         (process,) = engines.processes
         pid = process.pid
         (tmp_path / "heard").write_text(how)
@@ -263,7 +263,7 @@ async def test_a_process_that_hangs_is_replaced_once_its_job_was_given_up(tmp_pa
 
 
 async def test_a_stopped_process_is_replaced(tmp_path: Path) -> None:
-    async with running(settings_with(tmp_path, "llm")) as engines:
+    async with running(settings_with(tmp_path, "llm", worker_timeout=2)) as engines:
         (process,) = engines.processes
         pid = process.pid
         assert pid is not None
@@ -281,7 +281,10 @@ async def test_a_turn_waits_for_a_new_process_as_long_as_the_setting_says(tmp_pa
             await said(engines, "hello")
 
 
-async def test_a_process_that_grows_is_replaced_while_nobody_waits_for_it(tmp_path: Path) -> None:
+async def test_a_process_that_grows_is_replaced_while_nobody_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.engines.process_supervisor.GROWN_BYTES", 100_000_000)
     async with running(settings_with(tmp_path, "llm")) as engines:
         (process,) = engines.processes
         await until(lambda: process._loaded_rss_bytes > 0)
@@ -307,8 +310,9 @@ async def test_a_job_that_is_cancelled_before_it_has_begun_costs_nobody_the_proc
 
 
 async def test_a_process_that_does_not_end_when_it_is_to_be_replaced_is_killed_and_its_absence_is_told(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("pipeline.engines.process_supervisor.GROWN_BYTES", 100_000_000)
     async with running(settings_with(tmp_path, "llm", worker_timeout=5)) as engines:
         (process,) = engines.processes
         changes: list[str] = []

@@ -90,7 +90,7 @@ async def test_the_archive_has_all_of_ones_own_and_nothing_of_anybody_elses(live
     everything = b"".join(files.values())
     assert b"bert" not in everything
     assert other.encode() not in everything
-    for secret in (anna_key, anna_key.split("_")[2], bert_key):
+    for secret in (anna_key, anna_key.split("_", 2)[2], bert_key):
         assert secret.encode() not in everything
     assert b"sha256" not in files["keys.json"] + files["logins.json"]
 
