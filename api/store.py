@@ -231,12 +231,12 @@ class Store:
         self.directory = directory
         self._database = Database(directory)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
-        self._lock = threading.Lock()  # `now` may be called where no thread of ours runs yet
+        self._lock = threading.Lock()  # of the connection: `now` uses it in another thread than the rest
         self._counter = self._database.change_counter()
 
     async def read(self, statement: Callable[[sqlite3.Connection], T]) -> T:
         """What `statement` reads. It runs in the store's thread."""
-        return await self._run(lambda: statement(self._database.read()))
+        return await self._run(lambda: self._alone(lambda: statement(self._database.read())))
 
     async def write(self, change: Callable[[sqlite3.Connection], T]) -> T:
         """Run `change` in a transaction, in the store's thread."""
@@ -249,13 +249,13 @@ class Store:
 
     async def changed_outside(self) -> bool:
         """Whether another process wrote since the last call."""
-        counter = await self._run(self._database.change_counter)
+        counter = await self._run(lambda: self._alone(self._database.change_counter))
         changed, self._counter = counter != self._counter, counter
         return changed
 
     async def fold(self) -> None:
         """Leave nothing of what was deleted in the write-ahead log; a reader elsewhere may put that off."""
-        await self._run(self._database.fold)
+        await self._run(lambda: self._alone(self._database.fold))
 
     async def call(self, work: Callable[[], T]) -> T:
         """Run `work` on the store's files in the store's thread."""
@@ -265,6 +265,11 @@ class Store:
         """Wait for what was begun, and close."""
         await asyncio.to_thread(self._thread.shutdown)
         self._database.close()
+
+    def _alone(self, use: Callable[[], T]) -> T:
+        """SQLite refuses to commit while a statement of another thread is under way on the same connection."""
+        with self._lock:
+            return use()
 
     async def _run(self, work: Callable[[], T]) -> T:
         try:

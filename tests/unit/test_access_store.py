@@ -114,6 +114,32 @@ async def test_the_disk_is_touched_in_a_thread_of_its_own(directory: Path) -> No
     await store.aclose()
 
 
+@pytest.mark.parametrize("what", ["a read", "the log's folding", "a look at the counter"])
+async def test_a_change_in_another_thread_waits_for_what_uses_the_connection(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    store = Store(directory)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> int:
+        begun.set()
+        assert go_on.wait(10)
+        return 0
+
+    monkeypatch.setattr(Database, "fold", slow)
+    monkeypatch.setattr(Database, "change_counter", slow)
+    calls = {"a read": lambda: store.read(slow), "the log's folding": store.fold}
+    using = asyncio.ensure_future(calls.get(what, store.changed_outside)())
+    assert await asyncio.to_thread(begun.wait, 10)
+    change = asyncio.create_task(asyncio.to_thread(store.now, lambda connection: connection.in_transaction))
+    done, _ = await asyncio.wait([change], timeout=0.2)
+    go_on.set()
+    await using
+    assert await change
+    assert not done, "SQLite refuses to commit while another thread's statement is under way"
+    await store.aclose()
+
+
 async def test_changes_of_other_processes_are_seen_and_own_ones_are_not_news(directory: Path) -> None:
     store, other = Store(directory), Database(directory)
     assert not await store.changed_outside()
