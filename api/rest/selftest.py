@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal, cast
@@ -27,8 +27,8 @@ from api.rest.openapi import body_of, errors
 from api.selftest.measure import Plan, check_nobody_talks, load_clips, run
 from api.selftest.report import Memory, Report, Speeds
 from pipeline.audio import AudioChunk
-from pipeline.engines.base import SpeechChunk, SpeechPiece
 from pipeline.errors import EngineError, EngineFailed, InvalidInput
+from pipeline.reading import read_aloud
 
 KIND: Final = "selftest"
 WAIT_S: Final = 60.0
@@ -88,16 +88,17 @@ class InServer:
 
     async def _speak(self, text: str) -> float:
         voice = self.backend.voice("", None)
-        splitter = self.backend.splitter(voice)
-        pieces: list[SpeechPiece] = [*splitter.feed(text), *splitter.finish()]
-        speech = self.backend.engines.tts.synthesize(_each(pieces), voice=voice)
-        async with aclosing(cast(AsyncGenerator[SpeechChunk, None], speech)) as chunks:
-            return sum([chunk.audio.seconds async for chunk in chunks])
-
-
-async def _each(pieces: Sequence[SpeechPiece]) -> AsyncIterator[SpeechPiece]:
-    for piece in pieces:
-        yield piece
+        tts = self.backend.engines.tts
+        speech = read_aloud(
+            text,
+            tts=tts,
+            voice=voice,
+            splitter=self.backend.splitter(voice),
+            sample_rate=tts.info.sample_rate,
+            waits=self.backend.waits,
+        )
+        async with aclosing(speech) as chunks:
+            return sum([chunk.seconds async for chunk in chunks])
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from pipeline.engines.chat_cache import CacheStore, cut, is_plain, joined
 from pipeline.engines.chat_model import ChatModel
 from pipeline.engines.chat_sampling import Picker, pick
 from pipeline.engines.lanes import Stop
+from pipeline.engines.out_of_memory import is_out_of_memory
 from pipeline.errors import EngineError, EngineFailed, EngineNotReady, OutOfMemory
 
 log = structlog.get_logger()
@@ -181,7 +182,7 @@ class ChatBatch:
             logits = self._together(following, [len(talk.seen) for talk in talks], [talk.cache for talk in talks])
             tokens = self._picked(talks, logits)
         except Exception as error:
-            if _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 error.with_traceback(None)  # its frames hold what was computed
                 for talk in talks:
                     cut(talk.cache, len(talk.seen))
@@ -228,7 +229,7 @@ class ChatBatch:
         if talk.cache is not None:
             self._store.drop()
             talk.cache = None
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             failure: EngineError = OutOfMemory("the language model ran out of memory", stage="llm")
             error.with_traceback(None)
             self._free_memory()
@@ -262,14 +263,6 @@ class ChatBatch:
 def _following(talk: Talk) -> int:
     assert talk.following is not None
     return talk.following
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Torch says so on a CPU in other words, and some libraries by a plain RuntimeError."""
-    words = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        told in words for told in ("out of memory", "can't allocate memory", "not enough memory")
-    )
 
 
 def _closed() -> EngineError:

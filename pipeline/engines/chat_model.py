@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.engines.base import Message
 from pipeline.engines.chat_sampling import Sampling
+from pipeline.engines.out_of_memory import is_out_of_memory
 from pipeline.engines.small_weights import Bits, shrink
 from pipeline.errors import ConfigError, InvalidInput
 
@@ -128,7 +129,7 @@ def read_chat_model(
     except ConfigError:
         raise
     except Exception as error:
-        if "out of memory" in str(error).lower():
+        if is_out_of_memory(error):
             raise ConfigError(
                 f"the language model in {directory} does not fit into the memory of {device}: lower llm.bits, choose "
                 "a smaller model or free the device"

@@ -30,6 +30,7 @@ from pipeline.audio import AudioChunk, Samples
 from pipeline.engines import lanes
 from pipeline.engines.base import SpeechChunk, SpeechPiece
 from pipeline.engines.onset import OnsetTrim
+from pipeline.engines.out_of_memory import is_out_of_memory
 from pipeline.engines.stretching import TimeStretch
 from pipeline.errors import EngineFailed, EngineNotReady, InvalidInput, OutOfMemory, VoicepodError
 
@@ -180,6 +181,6 @@ def pipeline_error(error: FireRedError) -> VoicepodError:
         return InvalidInput(str(error))
     if isinstance(error, EngineClosedError):
         return EngineNotReady("the voice was closed", stage="tts")
-    if "out of memory" in str(error).lower():  # what torch says for a full card
+    if is_out_of_memory(error):
         return OutOfMemory("the voice ran out of memory", stage="tts")
     return EngineFailed("the voice failed", stage="tts")

@@ -377,8 +377,7 @@ class EngineProcess:
             else:
                 self._fail(job, self._died_error(job))
         if not self._is_recycling:
-            for kind in self._restore:
-                self._told(kind, self._down_error(kind).message)
+            self._tell_down()
 
     async def _bring_up(self) -> None:
         """Load again what was loaded, and go on with the jobs that wait."""
@@ -504,6 +503,9 @@ class EngineProcess:
         self._is_recycling = True
         self._up.clear()
         self._send({"type": "close"})
+        self._tell_down()
+
+    def _tell_down(self) -> None:
         for kind in self._restore:
             self._told(kind, self._down_error(kind).message)
 

@@ -21,6 +21,7 @@ from pipeline.audio import AudioChunk
 from pipeline.engines import lanes
 from pipeline.engines.base import EngineInfo, SpeechChunk, SpeechPiece, Voice
 from pipeline.engines.lanes import Lane, Stop
+from pipeline.engines.out_of_memory import is_out_of_memory
 from pipeline.engines.stretching import MAX_SPEED, MIN_SPEED
 from pipeline.engines.torch_device import import_torch, torch_device
 from pipeline.errors import ConfigError, EngineNotReady, InvalidInput
@@ -258,7 +259,7 @@ class FireRedTts:
         except CheckpointError as error:
             raise ConfigError(f"FireRedTTS-2 cannot be loaded: {error}. {_HOW_TO_GET_IT}") from error
         except RuntimeError as error:
-            if "out of memory" not in str(error).lower():
+            if not is_out_of_memory(error):
                 raise
             raise ConfigError(
                 f"FireRedTTS-2 does not fit into the memory of {device}: lower system.max_concurrent_users (a talk "

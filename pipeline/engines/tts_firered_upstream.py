@@ -25,6 +25,7 @@ import soxr
 from pipeline.audio import AudioChunk, Samples
 from pipeline.engines.base import EngineInfo, SpeechChunk, SpeechPiece, Voice
 from pipeline.engines.lanes import Lane, Stop
+from pipeline.engines.out_of_memory import is_out_of_memory
 from pipeline.engines.piecewise import one_ahead
 from pipeline.engines.stretching import MAX_SPEED, MIN_SPEED, TimeStretch
 from pipeline.engines.torch_device import import_torch, torch_device
@@ -180,7 +181,7 @@ def _speak(model: Any, text: str, recording: _Recording | None, speed: float, se
     except Exception as error:
         if "non-empty" in str(error):  # torch.stack of no frames: the end of speech came first
             return []
-        if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        if is_out_of_memory(error):
             raise OutOfMemory("the voice ran out of memory", stage="tts") from error
         raise EngineFailed("the voice failed", stage="tts") from error
     samples: Samples = speech.detach().cpu().float().numpy().reshape(-1)

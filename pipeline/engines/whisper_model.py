@@ -6,7 +6,6 @@ would cost 60 MB of memory, and ten seconds at the first alignment. A stand-in t
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pipeline.engines.stand_in import in_place_of
 from pipeline.engines.whisper_weights import (
     N_AUDIO_POSITIONS,
     N_TEXT_POSITIONS,
@@ -35,20 +35,12 @@ def _not_compiled(**options: object) -> Callable[[F], F]:
 @cache
 def import_whisper() -> ModuleType:
     """openai-whisper, with a module in numba's place while it is imported, which compiles nothing."""
-    absent = object()
-    real = sys.modules.get("numba", absent)
     stand_in = ModuleType("numba", "Stands in for numba, which is not to be loaded.")
     stand_in.jit = _not_compiled  # type: ignore[attr-defined]
-    sys.modules["numba"] = stand_in
-    try:
+    with in_place_of(stand_in):
         import whisper.decoding
         import whisper.model
         import whisper.tokenizer
-    finally:
-        if isinstance(real, ModuleType):
-            sys.modules["numba"] = real
-        else:
-            del sys.modules["numba"]
     module: ModuleType = whisper
     return module
 

@@ -59,8 +59,8 @@ async def tiny(tiny_directory: Path) -> AsyncIterator[WhisperAsr]:
 
 def on_decoder(engine: WhisperAsr, hook: Hook) -> Any:
     """Calls `hook` after each step of the decoder; the handle takes it away again."""
-    assert engine._hearing is not None
-    return engine._hearing.model.decoder.register_forward_hook(hook)
+    assert engine._loaded is not None
+    return engine._loaded.model.decoder.register_forward_hook(hook)
 
 
 class Gate:
@@ -99,9 +99,9 @@ async def test_a_beam_hears_what_the_greedy_search_hears(tiny_directory: Path) -
 
 
 async def test_language_text_and_words_take_one_run_of_the_encoder(tiny: WhisperAsr) -> None:
-    assert tiny._hearing is not None
+    assert tiny._loaded is not None
     runs: list[tuple[int, ...]] = []
-    handle = tiny._hearing.model.encoder.register_forward_hook(lambda _m, inputs, _out: runs.append(inputs[0].shape))
+    handle = tiny._loaded.model.encoder.register_forward_hook(lambda _m, inputs, _out: runs.append(inputs[0].shape))
     assert (await tiny.transcribe_words(question(), language=None)).words
     handle.remove()
     assert runs == [(1, 80, 3000)]

@@ -100,8 +100,8 @@ async def test_the_one_not_used_for_longest_makes_room_and_comes_back_when_it_is
     )
 
 
-async def test_an_engine_in_use_is_not_closed_the_next_one_waits_for_its_end() -> None:
-    log = Log()
+async def one_waits_for_the_other(log: Log) -> tuple[dict[str, Any], Any, asyncio.Task[str]]:
+    """The only place is a reply's, and somebody's words wait for it."""
     engines = shelved(1, log, asr=lambda: ScriptedAsr(["words"] * 9, 0.0), llm=ScriptedLlm)
     for engine in engines.values():
         await engine.load()
@@ -110,6 +110,12 @@ async def test_an_engine_in_use_is_not_closed_the_next_one_waits_for_its_end() -
     hearing = asyncio.create_task(heard(engines["asr"]))
     for _ in range(20):
         await asyncio.sleep(0)
+    return engines, stream, hearing
+
+
+async def test_an_engine_in_use_is_not_closed_the_next_one_waits_for_its_end() -> None:
+    log = Log()
+    _, stream, hearing = await one_waits_for_the_other(log)
     assert not hearing.done()
     assert "-llm" not in log.events
     await stream.aclose()
@@ -119,14 +125,7 @@ async def test_an_engine_in_use_is_not_closed_the_next_one_waits_for_its_end() -
 
 async def test_an_engine_that_is_closed_while_somebody_waits_for_it_is_not_loaded_again() -> None:
     log = Log()
-    engines = shelved(1, log, asr=lambda: ScriptedAsr(["words"] * 9, 0.0), llm=ScriptedLlm)
-    for engine in engines.values():
-        await engine.load()
-    stream = engines["llm"].reply([Message("user", "hello")])
-    await anext(stream)
-    hearing = asyncio.create_task(heard(engines["asr"]))
-    for _ in range(20):
-        await asyncio.sleep(0)
+    engines, stream, hearing = await one_waits_for_the_other(log)
     await engines["asr"].close()
     await stream.aclose()
     with pytest.raises(EngineNotReady):
