@@ -165,6 +165,8 @@ class ChatServer:
                     raise await self._unknown(str(request.get("model")))
                 raise _refusal(response, content)
             try:
+                if response.headers.get("Content-Type", "").startswith(("text/html", "application/json")):
+                    raise MalformedStream("a whole page or answer")
                 async with aclosing(response.aiter_raw()) as chunks, aclosing(events(chunks)) as found:  # type: ignore[type-var]
                     async for event in found:
                         text, is_last = _read(event)

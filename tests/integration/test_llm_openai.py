@@ -290,6 +290,20 @@ async def test_what_is_no_stream_of_text_fails_the_turn_and_not_the_engine(data:
         assert await deltas(llm) == ["Hi."]
 
 
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [("text/html; charset=utf-8", b"<html>Log in</html>"), ("application/json", b'{"choices": []}')],
+    ids=["page", "whole answer"],
+)
+async def test_a_page_or_a_whole_answer_in_place_of_a_stream_is_named_and_not_asked_for_again(
+    kind: str, body: bytes
+) -> None:
+    async with chat_server() as server, engine(server) as llm:
+        server.chats.append([head(Content_Type=kind), chunk(body), END])
+        assert "no stream of text" in (await failure(llm)).message
+        assert len(server.chats_asked) == 1
+
+
 @pytest.mark.parametrize("line", [b"x" * 65_536, b"data: " + b"x" * 65_000 + b"\n"], ids=["line", "event"])
 async def test_an_endless_line_or_event_is_cut_off_before_it_fills_the_memory(line: bytes) -> None:
     async with chat_server() as server, engine(server) as llm:
