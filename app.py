@@ -86,6 +86,8 @@ def serve(settings: Settings) -> int:
             ws_ping_timeout=network.ping_timeout_s,
             ws_per_message_deflate=False,  # PCM does not compress; it would cost time and 300 kB a socket
             timeout_graceful_shutdown=int(network.shutdown_grace_s),
+            loop="asyncio",  # uvloop, where it is installed, cannot start engine processes in a group of their own
+            http="h11",
             server_header=False,
             proxy_headers=False,  # api.access.forwarded believes proxies as far as the settings say
         ),

@@ -19,7 +19,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.config import JsonDict
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
-SERVERLESS: Final = "F5-TTS serverless worker"
 OPERATIONS: Final = "operations"
 
 # A name that may end up in a path, a log field or a manifest look-up.
@@ -27,7 +26,6 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 _LANGUAGE = r"^(auto|[a-z]{2,3})$"
 _DEVICE = r"^(auto|cpu|cuda(:\d{1,2})?)$"
 _HOST = r"^[A-Za-z0-9.:_-]{1,253}$"
-_BUCKET = r"^[A-Za-z0-9._-]{3,255}$"
 _URL = r"^https?://[^\s/]+[^\s]*$"
 _REMOTE_MODEL = r"^[A-Za-z0-9/._][A-Za-z0-9._:/@+-]{0,254}$"
 _IN_WORDS: Final = {
@@ -35,7 +33,6 @@ _IN_WORDS: Final = {
     _LANGUAGE: "auto or a language code such as en",
     _DEVICE: "auto, cpu, cuda or cuda:N",
     _HOST: "a host name or address",
-    _BUCKET: "a bucket's name",
     _URL: "an http or https URL",
     _REMOTE_MODEL: "a name of letters, digits and . _ : / @ + -",
 }
@@ -173,7 +170,7 @@ class ModelsSettings(Section):
 
     whisper_model: str = setting("base", "Size of the Whisper model (tiny.en, base, small, ...).", pattern=_NAME)
     tts_model_path: FilePath | None = setting(
-        None, "Directory of a FireRedTTS-2 model of your own, official or converted; none is the one in models.dir."
+        None, "Directory of a FireRedTTS-2 or F5-TTS model of your own; none is the one in models.dir."
     )
     llm_model: str = setting("local", "Manifest id of the LLM; local is the profile's own.", pattern=_NAME)
     model_precision: Literal["fp32", "fp16", "bf16"] = setting("fp16", "Number format of FireRedTTS-2 on a GPU.")
@@ -465,7 +462,7 @@ class LlmSettings(Section):
     base_url: ServerUrl | None = setting(
         None, "URL of a chat server for the engine openai, such as http://127.0.0.1:8000/v1.", pattern=_URL
     )
-    api_key: SecretStr | None = setting(None, "Key of that server.")
+    api_key: SecretStr | None = setting(None, "Key of that server.", max_length=4096)
     remote_model: str | None = setting(
         None, "Model that server runs; none takes the only one that it has.", pattern=_REMOTE_MODEL
     )
@@ -481,7 +478,9 @@ class LlmSettings(Section):
 class TtsSettings(Section):
     """Reply to speech."""
 
-    engine: str = setting("kokoro", "Speech synthesiser: kokoro, piper, firered or firered_upstream.", pattern=_NAME)
+    engine: str = setting(
+        "kokoro", "Speech synthesiser: kokoro, piper, firered, firered_upstream or f5.", pattern=_NAME
+    )
     voice: str = setting("af_heart", "Voice of the engine.", pattern=_NAME)
     speed: Number = setting(1.0, "Speaking rate; 1 is the voice's own.", ge=0.5, le=2)
     threads: Count = setting(2, "CPU threads of the engine.", ge=1, le=256)
@@ -512,7 +511,7 @@ class VoicesSettings(Section):
 
 
 class StorageSettings(Section):
-    """What is kept: the server's own directory, and the object store of the serverless worker."""
+    """What is kept in the server's own directory."""
 
     dir: FilePath = setting(
         lambda: data_directory(os.environ),
@@ -523,39 +522,6 @@ class StorageSettings(Section):
     )
     words_days: Count = setting(
         0, "Days that the words of talks are kept with them; 0, for privacy, stores no word.", ge=0, le=3650
-    )
-    s3_bucket: str | None = setting(None, "Bucket of models, voices and results.", later=SERVERLESS, pattern=_BUCKET)
-    s3_region: str = setting("us-east-1", "Region of the bucket.", later=SERVERLESS, pattern=_NAME)
-    s3_endpoint_url: str | None = setting(
-        None, "URL of an S3-compatible service; none is AWS.", later=SERVERLESS, pattern=_URL
-    )
-    s3_model_cache: bool = setting(True, "Keep models in the bucket for faster cold starts.", later=SERVERLESS)
-    aws_access_key_id: SecretStr | None = setting(None, "Id of the access key.", later=SERVERLESS)
-    aws_secret_access_key: SecretStr | None = setting(None, "Secret of the access key.", later=SERVERLESS)
-    aws_session_token: SecretStr | None = setting(None, "Token of temporary credentials.", later=SERVERLESS)
-
-    @model_validator(mode="after")
-    def _pair(self) -> StorageSettings:
-        if (self.aws_access_key_id is None) != (self.aws_secret_access_key is None):
-            raise ValueError("aws_access_key_id and aws_secret_access_key are set together or not at all")
-        return self
-
-
-class ServerlessSettings(Section):
-    """The serverless worker and the word times it falls back on."""
-
-    request_timeout_s: Number = setting(30.0, "Seconds one HTTP request may take.", later=SERVERLESS, gt=0, le=600)
-    processing_timeout_s: Number = setting(300.0, "Seconds one job may take.", later=SERVERLESS, gt=0, le=3600)
-    google_credentials_json: SecretStr | None = setting(
-        None, "Service account of Google Speech-to-Text, as JSON.", later=SERVERLESS
-    )
-    google_application_credentials: FilePath | None = setting(None, "File of that service account.", later=SERVERLESS)
-    google_cloud_project: str | None = setting(
-        None, "Project that is billed; none takes the account's own.", later=SERVERLESS, pattern=_NAME
-    )
-    runpod_api_key: SecretStr | None = setting(None, "Key that RunPod gives to the worker.", later=SERVERLESS)
-    runpod_endpoint_id: str | None = setting(
-        None, "Id of the endpoint that runs the worker.", later=SERVERLESS, pattern=_NAME
     )
 
 
@@ -616,7 +582,6 @@ class Settings(Section):
     tts: TtsSettings = TtsSettings()
     voices: VoicesSettings = Field(default_factory=VoicesSettings)
     storage: StorageSettings = Field(default_factory=StorageSettings)
-    serverless: ServerlessSettings = ServerlessSettings()
     cache: CacheSettings = Field(default_factory=CacheSettings)
     alerts: AlertsSettings = AlertsSettings()
     maintenance: MaintenanceSettings = MaintenanceSettings()

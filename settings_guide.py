@@ -18,20 +18,6 @@ VARIABLES: Final[dict[str, tuple[str, ...]]] = {
     "AUDIO_CACHE_DIR": ("cache.dir",),
     "OMP_NUM_THREADS": ("asr.threads", "llm.threads", "tts.threads"),
     "OPENAI_API_KEY": ("llm.api_key",),
-    "S3_BUCKET": ("storage.s3_bucket",),
-    "AWS_ACCESS_KEY_ID": ("storage.aws_access_key_id",),
-    "AWS_SECRET_ACCESS_KEY": ("storage.aws_secret_access_key",),
-    "AWS_SESSION_TOKEN": ("storage.aws_session_token",),
-    "AWS_REGION": ("storage.s3_region",),
-    "AWS_ENDPOINT_URL": ("storage.s3_endpoint_url",),
-    "ENABLE_S3_MODEL_CACHE": ("storage.s3_model_cache",),
-    "GOOGLE_CREDENTIALS_JSON": ("serverless.google_credentials_json",),
-    "GOOGLE_APPLICATION_CREDENTIALS": ("serverless.google_application_credentials",),
-    "GOOGLE_CLOUD_PROJECT": ("serverless.google_cloud_project",),
-    "RUNPOD_AI_API_KEY": ("serverless.runpod_api_key",),
-    "RUNPOD_ENDPOINT_ID": ("serverless.runpod_endpoint_id",),
-    "REQUEST_TIMEOUT": ("serverless.request_timeout_s",),
-    "PROCESSING_TIMEOUT": ("serverless.processing_timeout_s",),
 }
 
 # Variables that stay in the environment because the library named here reads them itself, at import or at the first

@@ -55,6 +55,7 @@ OPTIMIZED_FOR: Final[dict[bool, dict[str, int]]] = {
 }
 # Setting -> folder of the tiny model that `pipeline.engines.tiny_models` writes for it.
 RANDOM_TINY: Final = {"asr.path": "whisper", "llm.path": "chat", "models.tts_model_path": "fireredtts2"}
+RANDOM_TINY_F5: Final = "f5"  # in place of the last one where tts.engine is f5
 _LOOPBACK: Final = {"localhost", "::1"}
 
 
@@ -115,6 +116,9 @@ def load_settings(argv: Sequence[str] | None, environ: Mapping[str, str], file: 
     for layer in layers:
         given |= _admit(layer, notices)
     settings = _validate(given)
+    if random_tiny is not None and settings.tts.engine == "f5":
+        models = settings.models.model_copy(update={"tts_model_path": random_tiny / RANDOM_TINY_F5})
+        settings = settings.model_copy(update={"models": models})
     settings, expanded = _latency(settings, given)
     settings, derived = _quantization(settings, given)
     settings, reached = _host(settings, given)

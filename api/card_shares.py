@@ -10,7 +10,7 @@ from pipeline.engines.base import EngineKind
 from pipeline.engines.process_supervisor import EngineProcess
 from pipeline.memory import cap_card_memory, read_memory
 
-TORCH_ENGINES: Final = frozenset(("whisper", "transformers", "firered", "firered_upstream"))
+TORCH_ENGINES: Final = frozenset(("whisper", "transformers", "firered", "firered_upstream", "f5"))
 
 
 class CardShares:

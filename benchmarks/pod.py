@@ -5,9 +5,10 @@
     python -m benchmarks.pod --profile gpu --device cpu --talks 2 --turns 3      a try on a machine without a card
 
 Runs the self-test on a server of its own, once for each grouping of engines into processes ("": all in the server's).
-Real models are used where they are there. Else the voice gets full-size random weights, whose cost is that of real ones
-(tiny ones on a CPU), and the recogniser and the language model tiny random ones, whose cost is next to nothing: the
-table says which. All options that are not listed are those of `app.py`. Prints Markdown for docs/measurements.md.
+Real models are used where they are there. Else FireRedTTS-2 gets full-size random weights, whose cost is that of real
+ones (tiny ones on a CPU), and F5-TTS, the recogniser and the language model tiny random ones, whose cost is next to
+nothing: the table says which. All options that are not listed are those of `app.py`. Prints Markdown for
+docs/measurements.md.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pipeline.errors import ConfigError, VoicepodError
 from pipeline.model_needs import require_models
 from scripts.selftest import of_own_server, private
 from settings import Settings, cache_directory
-from settings_sources import RANDOM_TINY, load_settings
+from settings_sources import RANDOM_TINY, RANDOM_TINY_F5, load_settings
 
 T3_MS, T12_TALKS = (700, 1100), 8  # p50 and p95 of one talk; talks whose p95 is at most 1.5 times that
 COLUMNS = ("processes", "v2v p50", "v2v p95", "talks in time", "stop p50", "ASR RTF", "TTS RTF", "card")
@@ -65,8 +66,9 @@ def with_weights(settings: Settings) -> tuple[Settings, dict[str, str]]:
         if getattr(getattr(settings, section), name) is not None or _is_there(settings, kind):
             weights[kind] = "real"
             continue
-        directory, weights[kind] = root / folder, "tiny random"
-        if kind == "tts" and Gpus().read():
+        is_f5 = kind == "tts" and settings.tts.engine == "f5"
+        directory, weights[kind] = root / (RANDOM_TINY_F5 if is_f5 else folder), "tiny random"
+        if kind == "tts" and not is_f5 and Gpus().read():
             directory, weights[kind] = _full_size(root.parent / "random-full" / folder), "full-size random"
         else:
             write_tiny_models(root)

@@ -11,7 +11,13 @@ from settings import Settings
 
 # The likeness of a cloned voice, and the watermark: every profile has them.
 ALWAYS: Final = ("resemblyzer", "perth-implicit")
-_TTS: Final = {"kokoro": "kokoro-82m", "piper": "piper-joe", "firered": "fireredtts-2"}
+_TTS: Final = {
+    "kokoro": ("kokoro-82m",),
+    "piper": ("piper-joe",),
+    "firered": ("fireredtts-2",),
+    "f5": ("f5-tts-v1-base", "vocos-mel-24khz"),
+}
+_WITH_TTS_PATH: Final = ("firered", "f5")
 # Other names that `models.llm_model` takes, by engine; the adapters have the same.
 _LLAMACPP: Final = {
     "local": "qwen2.5-coder-0.5b-instruct",
@@ -67,6 +73,6 @@ def _engine_ids(settings: Settings) -> tuple[str, ...]:
         ids.append(_LLAMACPP.get(models.llm_model, models.llm_model))
     elif settings.llm.engine == "transformers" and settings.llm.path is None:
         ids.append(_TRANSFORMERS.get(models.llm_model, models.llm_model))
-    if settings.tts.engine in _TTS and not (settings.tts.engine == "firered" and models.tts_model_path):
-        ids.append(_TTS[settings.tts.engine])
+    if not (settings.tts.engine in _WITH_TTS_PATH and models.tts_model_path):
+        ids += _TTS.get(settings.tts.engine, ())
     return tuple(dict.fromkeys(ids))

@@ -41,7 +41,9 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 # --- virtual environment, found again by the hash of what belongs into it
-hash=$(cat requirements/cpu.txt requirements/gpu.txt "$requirements" <("$python" --version) | sha256sum | cut -c1-12)
+flat=()  # complete lists, installed without following what their packages ask for; tests run the worker too
+[ "$profile" != dev ] || flat=(requirements/serverless.txt requirements/dev-flat.txt)
+hash=$(cat requirements/cpu.txt requirements/gpu.txt "$requirements" "${flat[@]}" <("$python" --version) | sha256sum | cut -c1-12)
 venv=$cache/venvs/$profile-$hash
 if [ ! -f "$venv/.complete" ]; then
   mkdir -p "$cache/venvs"
@@ -51,9 +53,10 @@ if [ ! -f "$venv/.complete" ]; then
     echo "setup: making the virtual environment (a few minutes, once)"
     rm -rf "$venv"
     "$python" -m venv "$venv" || fail "python -m venv failed: on Debian install python3.11-venv"
+    pip=("$venv/bin/pip" install --quiet --disable-pip-version-check)
     if [ "$profile" = gpu ]; then install=(deploy/install_wheels.sh "$requirements" "$venv" "$python")
-    else install=("$venv/bin/pip" install --quiet --disable-pip-version-check --requirement "$requirements"); fi
-    "${install[@]}" 2>"$cache/pip.log" \
+    else install=("${pip[@]}" --requirement "$requirements"); fi
+    { "${install[@]}" && { [ ${#flat[@]} = 0 ] || "${pip[@]}" --no-deps "${flat[@]/#/--requirement=}"; }; } 2>"$cache/pip.log" \
       || { tail -n 20 "$cache/pip.log" >&2; fail "pip could not install $requirements: is there a network? The whole log is $cache/pip.log"; }
     touch "$venv/.complete"
   fi

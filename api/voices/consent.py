@@ -21,7 +21,8 @@ STATEMENT: Final = (
 )
 # FireRedTTS-2's README.
 _RESEARCH: Final = "The authors of FireRedTTS-2 made its voice cloning available for academic research only."
-ENGINE_NOTICES: Final = {"firered": _RESEARCH, "firered_upstream": _RESEARCH}
+_NOT_COMMERCIAL: Final = "The weights of F5-TTS are CC-BY-NC-4.0: what it says is not for commercial use."
+ENGINE_NOTICES: Final = {"firered": _RESEARCH, "firered_upstream": _RESEARCH, "f5": _NOT_COMMERCIAL}
 MAX_NAME_CHARS: Final = 100
 
 N_WORDS: Final = 8

@@ -252,6 +252,7 @@ ENGINES: dict[EngineKind, dict[str, str]] = {
         "transformers": "pipeline.engines.llm_transformers:TransformersLlm",
     },
     "tts": {
+        "f5": "pipeline.engines.tts_f5:F5Tts",
         "firered": "pipeline.engines.tts_firered:FireRedTts",
         "firered_upstream": "pipeline.engines.tts_firered_upstream:FireRedUpstreamTts",
         "kokoro": "pipeline.engines.tts_kokoro:KokoroTts",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.errors import ConfigError
-from settings_sources import RANDOM_TINY
+from settings_sources import RANDOM_TINY, RANDOM_TINY_F5
 
 
 def write_tiny_models(root: Path) -> None:
@@ -17,6 +17,7 @@ def write_tiny_models(root: Path) -> None:
     try:
         from firered.random_checkpoint import write_random_checkpoint
         from pipeline.engines.tiny_chat import write_tiny_chat
+        from pipeline.engines.tiny_f5 import write_tiny_f5
         from pipeline.engines.tiny_whisper import write_tiny_whisper
     except ImportError as error:
         raise ConfigError(
@@ -26,3 +27,4 @@ def write_tiny_models(root: Path) -> None:
     write_tiny_whisper(root / RANDOM_TINY["asr.path"])
     write_tiny_chat(root / RANDOM_TINY["llm.path"])
     write_random_checkpoint(root / RANDOM_TINY["models.tts_model_path"], "tiny")
+    write_tiny_f5(root / RANDOM_TINY_F5)

@@ -1,9 +1,9 @@
 """Every registered engine, loaded once for the whole run: weights take seconds to read and the tests share them.
 
-FireRedTTS-2 runs on a tiny checkpoint of random weights, through the code that loads the real one: it makes noise, in
-time and in order. A machine without the models skips with the reason; with VOICEPOD_REQUIRE_MODELS=1 the same is a
-failure, so that a run which is meant to have them cannot pass by skipping. Lanes belong to one event loop: these tests
-run in the session's.
+FireRedTTS-2 and F5-TTS run on tiny checkpoints of random weights, through the code that loads the real ones: they make
+noise, in time and in order. A machine without the models skips with the reason; with VOICEPOD_REQUIRE_MODELS=1 the same
+is a failure, so that a run which is meant to have them cannot pass by skipping. Lanes belong to one event loop: these
+tests run in the session's.
 """
 
 import asyncio
@@ -22,6 +22,8 @@ import pytest_asyncio
 from pipeline.engines.base import ENGINES, Asr, EngineKind, Llm, Tts, Vad, create_engine
 from pipeline.engines.process import ProcessLlm, ProcessTts, in_processes
 from pipeline.engines.tiny_chat import ANSWER, write_tiny_chat
+from pipeline.engines.tiny_f5 import write_tiny_f5
+from pipeline.engines.tts_f5 import F5Tts
 from pipeline.engines.tts_firered import FireRedTts
 from pipeline.errors import ConfigError
 from settings import Settings
@@ -45,6 +47,21 @@ def tiny_firered() -> Settings:
 
 
 @cache
+def tiny_f5() -> Settings:
+    """Settings with a tiny model, which is there until the tests end."""
+    directory = Path(tempfile.mkdtemp(prefix="voicepod-f5-"))
+    atexit.register(shutil.rmtree, directory)
+    return Settings.model_validate(
+        {
+            "models": {"tts_model_path": write_tiny_f5(directory / "model")},
+            "voices": {"dir": directory / "voices"},
+            "system": {"gpu_device": "cpu"},
+            "tts": {"engine": "f5", "threads": 1},
+        }
+    )
+
+
+@cache
 def tiny_chat() -> Path:
     """The directory of a tiny chat model, which is there until the tests end."""
     directory = Path(tempfile.mkdtemp(prefix="voicepod-chat-"))
@@ -59,7 +76,7 @@ def says(llm: Llm, text: str, word: str) -> bool:
 
 def needs_words(tts: Tts) -> None:
     """Skips what only trained weights can do."""
-    if tts.info.name == "firered":
+    if tts.info.name in ("firered", "f5"):
         pytest.skip("random weights speak no words")
 
 
@@ -118,6 +135,8 @@ async def load_engine(kind: EngineKind, name: str) -> Any:
         return engine
     if name == "firered":  # random weights never end a piece themselves
         engine = FireRedTts.from_settings(tiny_firered(), limits=BRIEF)
+    elif name == "f5":
+        engine = F5Tts.from_settings(tiny_f5(), n_steps=4)
     else:
         llm = {"threads": 1, **remote(name), **own_weights(name)}
         engine = create_engine(kind, name, Settings.model_validate({"asr": {"threads": 1}, "llm": llm}))

@@ -71,8 +71,8 @@ async def test_speech_begins_and_ends_without_long_silence(tts: Tts) -> None:
 
 @pytest.mark.parametrize("text", ["", "...", "😀 🎉", "— !", "日本語"])
 async def test_what_cannot_be_pronounced_gives_a_mark_without_audio(tts: Tts, text: str) -> None:
-    if text == "日本語" and "ja" in tts.info.languages:
-        pytest.skip("this voice speaks Japanese")
+    if text == "日本語" and {"ja", "zh"} & set(tts.info.languages):
+        pytest.skip("this voice reads these characters")
     (chunk,) = await chunks_of(tts, text)
     assert chunk.final
     assert chunk.audio.n_samples == 0
@@ -126,8 +126,8 @@ async def test_closing_within_a_piece_leaves_the_lane_idle(tts: Tts) -> None:
 
 
 # Piper draws the length of each sound at random, FireRedTTS-2 every sound; Kokoro speaks a text the same way each time,
-# and the random weights, which never end a piece, are ended after the same time.
-SPREAD = {"kokoro": 0.01, "piper": 0.3, "firered": 0.01, "firered_upstream": 0.5}
+# and the random weights, which never end a piece, are ended after the same time. F5-TTS fills a time that it is told.
+SPREAD = {"f5": 0.05, "kokoro": 0.01, "piper": 0.3, "firered": 0.01, "firered_upstream": 0.5}
 
 
 async def test_two_talks_at_once_get_their_own_audio(tts: Tts) -> None:

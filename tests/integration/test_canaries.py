@@ -31,7 +31,7 @@ from tests.support.rest import a_file
 
 ROOT = Path(__file__).resolve().parents[2]
 FORGED = '2027-01-01 [info] forged.line owner=admin\n{"event": "forged.line"}\r\n\x1b[2K\u202eforged.line'
-SETTINGS = ("canary-aws-id", "canary-aws-secret", "canary-aws-session", "canary-runpod", "canary-google")
+SETTINGS = ("canary-llm-key", "canary-webhook")
 WORDS = ("canary-heard", "canary-reply", "canary-typed", "canary-voice", "canary-text", "canary-instructions")
 
 

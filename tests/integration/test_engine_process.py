@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 import psutil
 import pytest
+from pydantic import SecretStr
 
 from pipeline.audio import AudioChunk
 from pipeline.engines import lanes
@@ -418,8 +419,8 @@ async def test_settings_reach_the_process_with_their_secrets(tmp_path: Path) -> 
     from pipeline.engines.process_wire import settings_head, settings_of
 
     settings = settings_with(tmp_path, "tts")
-    secret = Settings.model_validate({"storage": {"aws_access_key_id": "id", "aws_secret_access_key": "key"}}).storage
-    settings = settings.model_copy(update={"storage": secret})
+    secret = settings.llm.model_copy(update={"api_key": SecretStr("key-1")})
+    settings = settings.model_copy(update={"llm": secret})
     assert settings_of(settings_head(settings)) == settings
 
 

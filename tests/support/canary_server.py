@@ -23,14 +23,9 @@ def serve(directory: Path, port: int) -> None:
             "tts": {"voice": "anna"},
             "system": {"log_level": "DEBUG"},
             "security": {"rate_limiting": False},
-            "storage": {
-                "dir": directory,
-                "words_days": 1,
-                "aws_access_key_id": "canary-aws-id",
-                "aws_secret_access_key": "canary-aws-secret",
-                "aws_session_token": "canary-aws-session",
-            },
-            "serverless": {"runpod_api_key": "canary-runpod", "google_credentials_json": '{"key": "canary-google"}'},
+            "storage": {"dir": directory, "words_days": 1},
+            "llm": {"api_key": "canary-llm-key"},
+            "alerts": {"webhook_url": "https://canary-webhook.test/path"},
         }
     )
     configure_logging(settings, json=True)

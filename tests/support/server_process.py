@@ -49,11 +49,13 @@ class ServerProcess:
         shim = programs / "espeak-ng"
         shim.write_text(DYING_PROGRAM.format(flag=self.espeak_dies, program=shutil.which("espeak-ng")))
         shim.chmod(0o755)
+        # Uvicorn takes uvloop wherever it is installed; engine processes need what only asyncio's own loop has.
+        (programs / "uvloop.py").write_text("raise RuntimeError('another event loop was asked for')\n")
         environ = {
             **os.environ,
             "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
             "TMPDIR": str(self.temporary),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{programs}",
             "VOICEPOD_DATA": str(folder / "data"),
             "VOICEPOD__ACCESS__MODE": "open",
             "VOICEPOD__LLM__THREADS": "1",  # beside other tests, llama.cpp's threads would wait for each other

@@ -111,7 +111,7 @@ def test_every_source_that_is_copied_exists() -> None:
 
 def test_every_module_of_the_product_is_copied() -> None:
     product = {path.name for path in ROOT.glob("*.py")} | {path.parent.name for path in ROOT.glob("*/__init__.py")}
-    assert product - {"tests"} <= set(copied())
+    assert product - {"tests", "serverless"} <= set(copied())  # serverless has an image of its own
 
 
 def ignored() -> list[str]:

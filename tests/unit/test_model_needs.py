@@ -48,6 +48,14 @@ def settings(**sections: dict[str, Any]) -> Settings:
             {"asr": {"light_model": "tiny.en"}, "llm": {"engine": "openai"}, "tts": {"engine": "firered"}},
             {"silero-vad", "whisper-base", "whisper-tiny.en", "fireredtts-2"},
         ),
+        (
+            {"llm": {"engine": "openai"}, "tts": {"engine": "f5"}},
+            {"silero-vad", "whisper-base", "f5-tts-v1-base", "vocos-mel-24khz"},
+        ),
+        (
+            {"models": {"tts_model_path": "/own/tts"}, "llm": {"engine": "openai"}, "tts": {"engine": "f5"}},
+            {"silero-vad", "whisper-base"},
+        ),
         ({"models": {"llm_model": "custom"}}, {"silero-vad", "whisper-base", CUSTOM_LLM_ID, "kokoro-82m"}),
     ],
 )

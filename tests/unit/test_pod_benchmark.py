@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from api.gpus import Gpus
 from api.selftest.report import Fit, Memory, Report, Speeds, Spread
 from benchmarks.pod import COLUMNS, grouped, heading, main, row, with_weights
 from pipeline.errors import ConfigError
 from settings import Settings
-from settings_sources import RANDOM_TINY
+from settings_sources import RANDOM_TINY, RANDOM_TINY_F5
 
 
 def gpu_settings(models: Path, **sections: dict[str, object]) -> Settings:
@@ -34,6 +35,19 @@ def test_what_has_no_model_gets_random_weights_and_the_table_says_so(
     assert settings.asr.path == tmp_path / "random-tiny" / RANDOM_TINY["asr.path"]
     assert (settings.asr.path / "model.safetensors").is_file()
     assert "asr: tiny random weights; llm: real weights" in heading(weights)
+
+
+@pytest.mark.parametrize("has_card", [True, False])
+def test_f5_without_a_model_gets_weights_of_its_own_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_card: bool
+) -> None:
+    monkeypatch.setenv("VOICEPOD_CACHE", str(tmp_path))
+    monkeypatch.setattr(Gpus, "read", lambda self: ["a card"] if has_card else [])
+    own: dict[str, object] = {"path": tmp_path / "own"}
+    settings, weights = with_weights(gpu_settings(tmp_path / "models", asr=own, llm=own, tts={"engine": "f5"}))
+    assert weights == {"asr": "real", "llm": "real", "tts": "tiny random"}
+    assert settings.models.tts_model_path == tmp_path / "random-tiny" / RANDOM_TINY_F5
+    assert list(settings.models.tts_model_path.glob("*.safetensors"))
 
 
 def test_engines_are_put_into_the_processes_that_are_asked_for() -> None:

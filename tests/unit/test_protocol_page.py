@@ -40,7 +40,11 @@ HTTP_ONLY = tuple(
     for name in ("errors.py", "origins.py", "access/", "rest/", "voices/", "selftest/", "uploads.py", "store.py")
 )
 OF_FILES = tuple(
-    f"pipeline/{name}" for name in ("untrusted_", "audio_containers.py", "encoding.py", "reading.py", "matching.py")
+    f"pipeline/{name}"
+    for name in (
+        *("untrusted_", "audio_containers.py", "encoding.py", "reading.py", "matching.py"),
+        "engines/f5_reference.py",
+    )
 )
 # No file comes over the socket, and no voice is made there.
 FILES_ONLY = {"audio_empty", "audio_not_finite", "audio_too_long", "audio_unreadable"}
