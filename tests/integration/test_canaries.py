@@ -94,9 +94,8 @@ async def test_no_planted_secret_gets_out_and_no_line_is_forged(tmp_path: Path) 
     hidden = {
         **server.secrets,
         **{
-            f"{name}, the part that counts": secret.rsplit("_", 1)[1]
+            f"{name}, the part that counts": secret[-20:]  # not from its last "_" on: that may be its last character
             for name, secret in server.secrets.items()
-            if "_" in secret
         },
         **{word: word for word in (*SETTINGS, *WORDS)},
     }

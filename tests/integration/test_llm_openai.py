@@ -505,7 +505,8 @@ async def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(key: str) 
 
 
 async def test_the_key_is_in_no_log_and_no_representation(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG)
+    for logger in ("", "httpx", "httpcore"):  # whatever else in this process made them quiet
+        caplog.set_level(logging.DEBUG, logger=logger)
     async with chat_server() as server, engine(server) as llm:
         server.chats.append(refuses(503, {"error": KEY}))
         await deltas(llm)
