@@ -17,8 +17,9 @@ from typing import Final, Literal
 from pydantic import ValidationError
 
 from pipeline.errors import StorageError
+from pipeline.models import sha256_of
 from serverless import keys
-from serverless.model_files import KnownFile, Manifest, ModelFile, ModelSpec, complete, mark_complete, sha256_of
+from serverless.model_files import KnownFile, Manifest, ModelFile, ModelSpec, complete, mark_complete
 from serverless.model_hub import HubSource
 from serverless.storage import NotStored, Storage
 

@@ -7,13 +7,14 @@ and kept from then on, in `COMPLETE` and in the bucket's manifest.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.models import sha256_of
 
 MARK: Final = "COMPLETE"
 _SMALL_BYTES: Final = 16 << 20
@@ -170,9 +171,3 @@ def _has_hash(path: Path, sha256: str | None) -> bool:
         or path.resolve().name == sha256
         or (path.stat().st_size <= _SMALL_BYTES and sha256_of(path) == sha256)
     )
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from pipeline.engines.base import EngineInfo, SpeechChunk, SpeechPiece, Voice
 from pipeline.engines.lanes import Lane, Stop
 from pipeline.engines.out_of_memory import is_out_of_memory
 from pipeline.engines.piecewise import one_ahead
+from pipeline.engines.stand_in import in_place_of
 from pipeline.engines.stretching import MAX_SPEED, MIN_SPEED, TimeStretch
 from pipeline.engines.torch_device import import_torch, torch_device
 from pipeline.engines.trimming import pause_after, trimmed
@@ -202,21 +202,14 @@ def _import_upstream() -> Any:
     """
     with contextlib.suppress(ImportError):  # it looks which packages there are, and must not find the stand-in
         importlib.import_module("transformers")
-    absent = object()
-    real = sys.modules.get("torchaudio", absent)
-    sys.modules["torchaudio"] = _torchaudio()
     try:
-        return importlib.import_module("fireredtts2")
+        with in_place_of(_torchaudio()):
+            return importlib.import_module("fireredtts2")
     except Exception as error:
         raise ConfigError(
             f"the package of upstream's FireRedTTS-2 cannot be imported ({error}). "
             "Run: .venv/bin/pip install -r requirements/firered-upstream.txt"
         ) from error
-    finally:
-        if isinstance(real, ModuleType):
-            sys.modules["torchaudio"] = real
-        else:
-            del sys.modules["torchaudio"]
 
 
 def _torchaudio() -> ModuleType:
