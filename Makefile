@@ -4,6 +4,8 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 CACHE := $(or $(VOICEPOD_CACHE),$(HOME)/.cache/voicepod)
 export MYPY_CACHE_DIR := $(CACHE)/mypy
+# Tests start hundreds of Pythons: without bytecode on the disk each would compile the project anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16

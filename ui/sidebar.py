@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import gradio as gr
 import pandas as pd  # type: ignore[import-untyped]
+
+from ui.gradio_import import gradio as gr
 
 if TYPE_CHECKING:
     from ui.page import PageContext

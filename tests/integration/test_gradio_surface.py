@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from tests.support.scripted_server import ScriptedServer
 from tests.support.visited import visited
+from ui import gradio_import
+from ui.gradio_import import gradio as gr
 from ui.page import in_event_loop, mount_blocks
 
 # Gradio's queue sets an option that its pandas calls deprecated.
@@ -203,3 +205,21 @@ def test_the_pages_own_files_are_asked_for_again_after_an_update(client: TestCli
     assert answer.status_code == 200
     assert answer.headers["Cache-Control"] == "no-cache"
     assert "javascript" in answer.headers["Content-Type"]
+
+
+def test_while_gradio_is_imported_it_writes_no_type_stubs(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+
+    def parse(_: str, name: str) -> tuple[None, None]:
+        parsed.append(name)
+        return None, None
+
+    monkeypatch.setattr(gr.component_meta, "extract_class_source_code", parse)
+    with pytest.raises(ValueError, match="source code"):
+        type("Outside", (gr.HTML,), {})
+    assert parsed == ["Outside"]
+    assert inspect.getfile(gr.HTML).endswith("html.py")
+    monkeypatch.setattr(inspect, "getfile", gradio_import.no_file_of_a_component)
+    type("Inside", (gr.HTML,), {})
+    assert parsed == ["Outside"]
+    assert inspect.getfile(gr).endswith("__init__.py")

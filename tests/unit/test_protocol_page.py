@@ -169,7 +169,7 @@ def _written() -> list[Json]:
     talk.options = replace(talk.options, turn_detection=None)
     written += writer.of_event(events.OptionsChanged(**now))
     writer.extended = False
-    written += [str(m) for m in writer.messages(AudioEntry(Playout(1, 24000), 0, AudioChunk.silence(1920, 24000)))]
+    written += [str(m) for m in writer.messages(AudioEntry(Playout(1, 24000), 0, AudioChunk.silence(0.08, 24000)))]
     direct: list[Json] = [
         {"type": "input_audio_buffer.cleared"},
         {"type": "conversation.item.retrieved", "item": item_json(Item("item_2d10", "user", "And?"))},
