@@ -33,10 +33,11 @@ preset=${VOICEPOD_PROFILE:-}
 config=
 models_dir=
 random_tiny=
+sets=()
 arguments=("$@")
 while [ $# -gt 0 ]; do
   case $1 in
-    --profile | --config | --models-dir)
+    --profile | --config | --models-dir | --set)
       [ $# -gt 1 ] || { echo "startup: $1 needs a value" >&2; exit 2; } ;;
   esac
   case $1 in
@@ -46,6 +47,8 @@ while [ $# -gt 0 ]; do
     --config=*) config=${1#*=} ;;
     --models-dir) models_dir=$2; shift ;;
     --models-dir=*) models_dir=${1#*=} ;;
+    --set) sets+=(--set "$2"); shift ;;
+    --set=*) sets+=(--set "${1#*=}") ;;
     --random-tiny) random_tiny=yes ;;
   esac
   shift
@@ -90,6 +93,7 @@ done
 # --- environment, models, server
 # A configuration that was asked for names its own models, whatever card there is.
 if [ -n "$own" ]; then models=(--config "$own"); fi
+models+=("${sets[@]}")
 # The download and the conversion look where the server will.
 if [ -n "$models_dir" ]; then export MODEL_CACHE_DIR=$models_dir; fi
 if [ -z "${VOICEPOD_VENV:-}" ]; then scripts/setup.sh "$profile" --no-models; fi

@@ -4,6 +4,7 @@
     python -m scripts.download_models --profile gpu        those of the GPU profile (configs/runpod_config.json)
     python -m scripts.download_models --preset 48gb        those of the preset for a card of 24, 48 or 80 GB
     python -m scripts.download_models --config FILE        those that a configuration file needs
+    python -m scripts.download_models --set KEY=VALUE      those that this setting needs as well; with any of the above
     python -m scripts.download_models --all                the optional ones as well
     python -m scripts.download_models --llm quality        the larger language model instead of the small one
     python -m scripts.download_models --llm hub:OWNER/NAME@REVISION/FILE.gguf
@@ -31,7 +32,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pipeline.errors import ConfigError, StorageError
-from pipeline.model_needs import needed_models
+from pipeline.model_needs import needed_ids, needed_models
 from pipeline.models import CUSTOM_LLM_ID, HubFile, Manifest, Model, faults, load_manifest
 from scripts.model_packages import PackageClients
 from scripts.model_sources import Advance, Hub, LocalFiles, PackageParts, Source, archives_in
@@ -47,7 +48,6 @@ from scripts.model_store import (
     require_space,
 )
 from scripts.presets import PRESETS, file_of, settings_of
-from settings_sources import load_settings
 
 _WORTH_A_LINE_BYTES = 5_000_000
 _WORTH_TENTHS_BYTES = 500_000_000  # minutes of download: a log shows each tenth
@@ -171,6 +171,9 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, argpars
     parser.add_argument("--profile", choices=("cpu", "gpu"), help="the models of this profile (default: cpu)")
     parser.add_argument("--preset", choices=sorted(PRESETS), help="the models of the preset for a card of this size")
     parser.add_argument("--config", type=Path, metavar="FILE", help="the models that this configuration file needs")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="as the server takes it"
+    )
     parser.add_argument("--all", action="store_true", help="every model of the manifest")
     parser.add_argument("--llm", metavar="WHICH", help="default, quality, or hub:OWNER/NAME@REVISION/FILE.gguf")
     parser.add_argument(
@@ -190,7 +193,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, argpars
         help="a directory with model files or package archives (repeatable)",
     )
     options = parser.parse_args(arguments)
-    models = load_settings(None, os.environ, options.config).settings.models
+    models = settings_of(options.config, os.environ, options.set).models
     options.models_dir = options.models_dir or models.dir
     options.offline = options.offline or models.offline
     if source := os.environ.get("VOICEPOD_MODELS_SOURCE"):
@@ -217,9 +220,10 @@ def _selection(
         chosen = {m.id for m in manifest.models}
     elif ways and ways[0] != "cpu":
         file = options.config or file_of(ways[0])
-        chosen |= {m.id for m in needed_models(settings_of(file, os.environ), manifest)}
+        chosen |= {m.id for m in needed_models(settings_of(file, os.environ, options.set), manifest)}
     elif ways or not options.model:
-        chosen |= {m.id for m in manifest.models if "cpu" in m.profiles}
+        needed = needed_ids(settings_of(file_of("cpu"), os.environ, options.set))
+        chosen |= {m.id for m in manifest.models if "cpu" in m.profiles or m.id in needed}
     custom = None
     if options.llm:
         by_tier = {m.tier: m.id for m in manifest.models if m.role == "llm" and m.tier != "gpu"}

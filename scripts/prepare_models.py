@@ -33,7 +33,9 @@ Say = Callable[[str], None]
 def main(arguments: Sequence[str] | None = None, *, manifest: Manifest | None = None) -> int:
     """Run the command; gives the exit status."""
     try:
-        settings = settings_of(_file(arguments), os.environ)
+        options = _parse(arguments)
+        file = options.config or file_of(options.preset or options.profile)
+        settings = settings_of(file, os.environ, options.set)
     except ConfigError as error:
         sys.stderr.write(error.message + "\n")
         return 2
@@ -88,7 +90,7 @@ def _convert(directory: Path, say: Say) -> None:
         ) from error
 
 
-def _file(arguments: Sequence[str] | None) -> Path:
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.prepare_models",
         description=__doc__,
@@ -98,8 +100,8 @@ def _file(arguments: Sequence[str] | None) -> Path:
     ways.add_argument("--profile", choices=("cpu", "gpu"))
     ways.add_argument("--preset", choices=sorted(PRESETS))
     ways.add_argument("--config", type=Path, metavar="FILE")
-    options = parser.parse_args(arguments)
-    return options.config or file_of(options.preset or options.profile)
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="a setting on top")
+    return parser.parse_args(arguments)
 
 
 def _say(line: str) -> None:

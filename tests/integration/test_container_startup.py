@@ -182,7 +182,7 @@ def test_models_go_to_the_directory_that_the_server_is_told(machine: Machine, ar
     assert machine.ran[-1]["arguments"][3:] == arguments  # type: ignore[index]
 
 
-@pytest.mark.parametrize("option", ["--profile", "--config", "--models-dir"])
+@pytest.mark.parametrize("option", ["--profile", "--config", "--models-dir", "--set"])
 def test_an_option_without_its_value_is_wrong_usage_and_says_so(machine: Machine, option: str) -> None:
     assert machine.start(option) == 2
     assert f"{option} needs a value" in machine.said
@@ -216,6 +216,15 @@ def test_arguments_reach_the_server_as_they_are(machine: Machine) -> None:
         "cpu",
         "--set",
         "llm.system_prompt=Be brief; $HOME *",
+    ]
+
+
+@pytest.mark.parametrize("arguments", [["--set", "tts.engine=piper"], ["--set=tts.engine=piper"]])
+def test_models_are_those_of_the_settings_that_the_server_is_given(machine: Machine, arguments: list[str]) -> None:
+    assert machine.start(*arguments) == 0
+    assert machine.commands[:2] == [
+        "-m scripts.download_models --profile cpu --set tts.engine=piper",
+        "-m scripts.prepare_models --profile cpu --set tts.engine=piper",
     ]
 
 

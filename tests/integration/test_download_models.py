@@ -471,6 +471,10 @@ SMALL = ("resemblyzer", "perth-implicit")
             ["--llm", f"hub:some/chat@{COMMIT}/a.gguf"],
             ["silero-vad", "whisper-base", "kokoro-82m", *SMALL, CUSTOM_LLM_ID],
         ),
+        (
+            ["--set", "tts.engine=piper"],
+            ["silero-vad", "whisper-base", "qwen2.5-coder-0.5b-instruct", "kokoro-82m", "piper-joe", *SMALL],
+        ),
         (["--all"], [m.id for m in load_manifest().models]),
     ],
 )
