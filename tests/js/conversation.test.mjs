@@ -5,6 +5,8 @@ import { Captions } from "../../ui/static/captions.js";
 import { Ducker } from "../../ui/static/duck.js";
 import { Recording, srtTime, toJson, toSrt, toText } from "../../ui/static/exports.js";
 import { languageChoices, languageHint, voiceFor, withLanguage } from "../../ui/static/languages.js";
+import { preferences } from "../../ui/static/preferences.js";
+import { ServerEvents } from "../../ui/static/server-events.js";
 import { engineLine } from "../../ui/static/startup.js";
 import { NOTICES, describeState, fillNotice, latencyParts } from "../../ui/static/status.js";
 import { DEFAULTS, cleanSettings } from "../../ui/static/store.js";
@@ -242,4 +244,73 @@ test("the loading screen names each model", () => {
     words: "ready in 3.1 s",
     state: "ready",
   });
+});
+
+/** A talk's parts behind ServerEvents: what the transcript was asked for, and what was said in words. */
+function told() {
+  const calls = [];
+  const transcript = new Proxy({}, { get: (_, name) => (...given) => calls.push([name, ...given]) });
+  const captions = new Captions();
+  const live = { user: "silent", agent: "idle" };
+  const flushed = [];
+  const player = { flush: (turn) => flushed.push(turn), setSourceRate: () => {} };
+  const lines = [];
+  const events = new ServerEvents({
+    transcript,
+    captions,
+    live,
+    sound: { player },
+    onSession: (session) => lines.push(`session ${session.id}`),
+    onDropped: () => lines.push("dropped"),
+    say: (words) => lines.push(words),
+  });
+  return { events, calls, live, flushed, lines };
+}
+
+test("a flush silences the player, and the captions of what nobody hears any more", () => {
+  const { events, calls, flushed } = told();
+  events.take({ type: "voicepod.caption", ...caption(1, 0, "One.") });
+  events.take({ type: "voicepod.flush", turn: 1 });
+  events.heard(1, 48000);
+  assert.deepEqual(flushed, [1]);
+  assert.deepEqual(calls, []);
+});
+
+test("a turn that was heard whole shows all its captions, an interrupted one no more of them", () => {
+  const { events, calls } = told();
+  for (const [turn, outcome] of [[1, "completed"], [2, "interrupted"]]) {
+    events.take({ type: "voicepod.caption", ...caption(turn, 24000, "Words.") });
+    events.take({ type: "voicepod.turn_metrics", turn, outcome });
+  }
+  assert.deepEqual(calls.map(([name, what]) => [name, what.turn]), [["caption", 1], ["turnOver", 1], ["turnOver", 2]]);
+});
+
+test("errors and failed answers are told in words, those that the page's own doing brings are not", () => {
+  const { events, lines } = told();
+  events.take({ type: "error", error: { code: "response_cancel_not_active", message: "no" } });
+  events.take({ type: "error", error: { code: "engine_failed", message: "The voice failed." } });
+  events.take({ type: "response.done", response: { status: "failed" } });
+  events.take({ type: "response.done", response: { status: "completed" } });
+  assert.deepEqual(lines, ["The voice failed.", "Something went wrong with this answer. Please ask again."]);
+});
+
+test("states change what they name alone, unknown events nothing", () => {
+  const { events, live, calls, lines } = told();
+  events.take({ type: "voicepod.state", agent: "thinking" });
+  events.take({ type: "input_audio_buffer.speech_started" });
+  events.take({ type: "something.new", user: "loud" });
+  assert.deepEqual(live, { user: "speaking", agent: "thinking" });
+  assert.deepEqual([calls, lines], [[], []]);
+});
+
+test("what the user chose, as the server is told it", () => {
+  const controls = { instructions: "", voices: [] };
+  const chosen = preferences({ ...DEFAULTS, mode: "hold", language: "auto", voice: "" }, controls, "Be kind.");
+  assert.equal(chosen.instructions, "Be kind.");
+  assert.deepEqual(chosen.audio.input, { transcription: { language: null }, turn_detection: null });
+  assert.equal("voice" in chosen.audio.output, false);
+  const other = preferences({ ...DEFAULTS, mode: "hands-free", language: "en", voice: "af_heart", patienceMs: 900 }, controls);
+  assert.equal("instructions" in other, false);
+  assert.deepEqual(other.audio.input.turn_detection, { type: "server_vad", silence_duration_ms: 900 });
+  assert.equal(other.audio.output.voice, "af_heart");
 });

@@ -7,24 +7,23 @@ import { Ducker } from "./duck.js";
 import { Recording, download, toJson, toSrt, toText } from "./exports.js";
 import { HttpTalk } from "./http-talk.js";
 import { listenToKeys } from "./keyboard.js";
-import { withLanguage } from "./languages.js";
 import { Levels } from "./levels.js";
-import { MIC_RATE, Microphone, MicError } from "./mic.js";
+import { MIC_RATE, MicError } from "./mic.js";
 import { Notice } from "./notice.js";
-import { Player } from "./player.js";
+import { preferences } from "./preferences.js";
+import { RoundTrips, draw, drawExamples } from "./screen.js";
 import { offerSelfTest } from "./selftest.js";
+import { ServerEvents } from "./server-events.js";
 import { openSidebarOnWideScreens } from "./sidebar.js";
 import { RealtimeSocket } from "./socket.js";
+import { Sound } from "./sound.js";
 import { Startup } from "./startup.js";
-import { describeState } from "./status.js";
 import { loadResume, loadSettings, saveResume } from "./store.js";
 import { Tabs } from "./tabs.js";
 import { Transcript } from "./transcript.js";
 import { Uplink } from "./uplink.js";
 import { buildView } from "./view.js";
 import { VoicesTab } from "./voices-tab.js";
-
-const QUIET_ERRORS = new Set(["session_not_found", "response_cancel_not_active", "input_audio_buffer_commit_empty", "server_busy"]);
 
 let current = null;
 
@@ -52,9 +51,14 @@ class VoicePage {
     this.ducker = new Ducker();
     this.live = { user: "silent", agent: "idle", started: false, starting: false, muted: false, holding: false };
     this.pendingTexts = [];
-    this.context = null;
-    this.player = null;
-    this.mic = null;
+  }
+
+  get player() {
+    return this.sound?.player ?? null;
+  }
+
+  get mic() {
+    return this.sound?.mic ?? null;
   }
 
   /** Binds the view's parts and asks whether the server is ready. */
@@ -64,10 +68,37 @@ class VoicePage {
     this.notice = new Notice($("notice"), (id) => this.#act(id));
     this.chat = new Chat({ list: $("chat"), partial: $("partial"), announce: $("announce") });
     this.levels = new Levels({ orb: $("orb"), micBar: $("mic-level"), outBar: $("out-level") });
+    this.roundTrips = new RoundTrips($("rtt"));
+    this.sound = new Sound({
+      settings: this.settings,
+      live: this.live,
+      recording: this.recording,
+      levels: this.levels,
+      onFrame: (frame) => this.#frame(frame),
+      onMicrophone: () => this.controls.refreshDevices(),
+      onLost: () => {
+        this.notice.show("lost");
+        this.#render();
+      },
+      onPosition: (position) => this.#position(position),
+      onReport: (report) => this.socket.send({ type: "voicepod.playback", ...report }),
+      onContext: (runs) => this.#audioState(runs),
+    });
     this.transcript = new Transcript({
       onChange: (message) => this.#drawMessage(message),
       onRemove: (id) => this.chat.remove(id),
-      clock: () => this.context?.currentTime ?? 0,
+      clock: () => this.sound.context?.currentTime ?? 0,
+    });
+    this.events = new ServerEvents({
+      transcript: this.transcript,
+      captions: this.captions,
+      live: this.live,
+      sound: this.sound,
+      onSession: (session) => this.#session(session),
+      onDropped: () => {
+        $("partial").textContent = "";
+      },
+      say: (words) => this.#line(words),
     });
     this.controls = new Controls({
       $,
@@ -84,16 +115,19 @@ class VoicePage {
       url: url.href,
       newToken: this.newToken,
       onStatus: (status) => this.#connection(status),
-      onEvent: (event) => this.#event(event),
+      onEvent: (event) => {
+        this.events.take(event);
+        this.#render();
+      },
       onAudio: ({ turn, first, pcm }) => this.player?.play(turn, first, pcm),
-      onRoundTrip: (ms) => this.#roundTrip(ms),
+      onRoundTrip: (ms) => this.roundTrips.add(ms),
       received: () => this.player?.received ?? { turn: 0, next: 0 },
     });
     this.uplink = new Uplink({
       socket: this.socket,
       settings: this.settings,
       live: this.live,
-      onSent: ({ pcm, at }) => this.recording.add("user", { at, pcm, rate: MIC_RATE }),
+      onSent: (frame) => this.sound.sent(frame),
       onChange: () => this.#render(),
     });
     this.voicesTab = new VoicesTab({ $, base: this.base, talk: this });
@@ -103,7 +137,7 @@ class VoicePage {
       this.voicesTab.shown(name === "voices");
     });
     this.#bind();
-    this.#examples();
+    drawExamples($("examples"), this.config.examples, (text) => this.sendText(text));
     this.#startLabel();
     this.startup = new Startup({
       url: new URL("api/startup", this.base),
@@ -150,19 +184,8 @@ class VoicePage {
     window.addEventListener("online", () => this.socket.retryNow(), { signal });
     window.addEventListener("pagehide", () => this.#remember(), { signal });
     document.addEventListener("visibilitychange", () => this.#keepAwake(), { signal });
-    document.addEventListener("pointerdown", () => this.#resumeAudio(), { signal, capture: true });
+    document.addEventListener("pointerdown", () => this.sound.resume(), { signal, capture: true });
     navigator.mediaDevices?.addEventListener?.("devicechange", () => this.controls.refreshDevices(), { signal });
-  }
-
-  #examples() {
-    const buttons = this.config.examples.map((text) => {
-      const button = document.createElement("button");
-      button.type = "button";
-      button.textContent = text;
-      button.addEventListener("click", () => this.sendText(text));
-      return button;
-    });
-    this.$("examples").replaceChildren(...buttons);
   }
 
   // ---- start and end
@@ -176,8 +199,8 @@ class VoicePage {
     this.notice.hide();
     this.#render();
     try {
-      await this.#openAudio();
-      if (withMic) await this.#openMic();
+      await this.sound.open();
+      if (withMic) await this.sound.openMic();
       if (attempt !== this.attempt) {
         // ended while the browser asked for permission: a microphone that nobody wants any more is closed again
         this.mic?.stop();
@@ -195,46 +218,6 @@ class VoicePage {
       live.starting = false;
       this.#render();
     }
-  }
-
-  async #openAudio() {
-    if (!this.context) {
-      if (navigator.audioSession) navigator.audioSession.type = "play-and-record";
-      this.context = new AudioContext({ latencyHint: "interactive" });
-      this.context.onstatechange = () => this.#audioState();
-      for (const name of this.context.audioWorklet ? ["player-worklet.js", "mic-worklet.js"] : []) {
-        await this.context.audioWorklet.addModule(new URL(name, import.meta.url));
-      }
-      this.#newPlayer(24000);
-    }
-    this.#resumeAudio();
-  }
-
-  #newPlayer(sourceRate) {
-    this.player?.close();
-    this.player = new Player(this.context, {
-      sourceRate,
-      onPosition: (position) => this.#position(position),
-      onReport: (report) => this.socket.send({ type: "voicepod.playback", ...report }),
-      onPlayed: ({ turn, first, at, pcm }) => {
-        this.recording.add("assistant", { at, pcm, rate: this.player.sourceRate, turn, first });
-      },
-    });
-    this.player.setVolume(this.settings.volume);
-    if (this.levels.running) this.levels.start(this.player.analyser);
-  }
-
-  async #openMic() {
-    this.mic ??= new Microphone(this.context, {
-      onFrame: (frame) => this.#frame(frame),
-      onLost: () => {
-        this.notice.show("lost");
-        this.#render();
-      },
-    });
-    await this.mic.start(this.settings.deviceId);
-    this.mic.setMuted(this.live.muted);
-    this.controls.refreshDevices();
   }
 
   /** Ends the connection and closes the microphone; the conversation can be continued for some minutes. */
@@ -274,12 +257,8 @@ class VoicePage {
     }
   }
 
-  #resumeAudio() {
-    if (this.context && this.context.state !== "running") this.context.resume().catch(() => {});
-  }
-
-  #audioState() {
-    if (this.context.state === "running") this.notice.hide("audio");
+  #audioState(runs) {
+    if (runs) this.notice.hide("audio");
     else if (this.live.started) this.notice.show("audio");
   }
 
@@ -309,9 +288,8 @@ class VoicePage {
   /** The server ended it: microphone off, sound off. */
   #stopped() {
     this.live.started = false;
-    this.mic?.stop();
+    this.sound.stop();
     this.player?.flush(this.player.received.turn);
-    this.levels.stop();
     this.#keepAwake();
     this.#startLabel();
   }
@@ -323,7 +301,7 @@ class VoicePage {
       this.captions.reset();
       this.transcript.turns.clear();
       this.baseInstructions = session.instructions ?? "";
-      this.#newPlayer(session.audio.output.format.rate);
+      this.sound.newPlayer(session.audio.output.format.rate);
     }
     if (extra.hold_only) this.controls.holdOnly();
     this.player.setSourceRate(session.audio.output.format.rate);
@@ -336,7 +314,7 @@ class VoicePage {
     });
     // The rate goes alone, so that no refused preference can leave the server with another idea of the audio.
     this.#update({ audio: { input: { format: { type: "audio/pcm", rate: MIC_RATE } } } });
-    this.#update(this.#preferences());
+    this.#update(preferences(this.settings, this.controls, this.baseInstructions));
     this.onSession(session.id);
     const texts = this.pendingTexts;
     this.pendingTexts = [];
@@ -347,27 +325,10 @@ class VoicePage {
     this.socket.send({ type: "session.update", session: { type: "realtime", ...session } });
   }
 
-  #preferences() {
-    const { settings, controls } = this;
-    const persona = controls.instructions || this.baseInstructions || "";
-    const turnDetection = { type: "server_vad", silence_duration_ms: settings.patienceMs };
-    return {
-      ...(persona && { instructions: withLanguage(persona, settings.language, controls.voices) }),
-      audio: {
-        input: {
-          transcription: { language: settings.language === "auto" ? null : settings.language },
-          turn_detection: settings.mode === "hold" ? null : turnDetection,
-        },
-        output: { ...(settings.voice && { voice: settings.voice }), speed: settings.speed },
-      },
-      voicepod: { headphones: settings.headphones },
-    };
-  }
-
   #settingChanged(name) {
     if (name === "volume") this.player?.setVolume(this.settings.volume);
     else if (name === "deviceId") this.#switchMic();
-    else this.#update(this.#preferences());
+    else this.#update(preferences(this.settings, this.controls, this.baseInstructions));
     if (name === "mode") this.uplink.release();
     this.#render();
   }
@@ -375,7 +336,7 @@ class VoicePage {
   async #switchMic() {
     if (!this.mic?.open) return;
     try {
-      await this.#openMic();
+      await this.sound.openMic();
       this.notice.hide("lost", "missing", "busy", "failed");
     } catch (error) {
       this.notice.show(error.kind ?? "failed");
@@ -383,96 +344,16 @@ class VoicePage {
     this.#render();
   }
 
-  // ---- events of the server
-
-  #event(event) {
-    const { transcript, captions, live } = this;
-    switch (event.type) {
-      case "session.created":
-        this.#session(event.session);
-        break;
-      case "voicepod.state":
-        live.user = event.user ?? live.user;
-        live.agent = event.agent ?? live.agent;
-        break;
-      case "input_audio_buffer.speech_started":
-        live.user = "speaking";
-        break;
-      case "input_audio_buffer.speech_stopped":
-        live.user = "silent";
-        break;
-      case "voicepod.notice":
-        this.#failed(event.message);
-        break;
-      case "voicepod.rate":
-        this.player?.setSourceRate(event.rate);
-        break;
-      case "voicepod.flush":
-        this.player?.flush(event.turn);
-        captions.flush(event.turn);
-        break;
-      case "voicepod.caption":
-        captions.add(event);
-        break;
-      case "conversation.item.added":
-        transcript.itemAdded(event.item, event.previous_item_id);
-        break;
-      case "conversation.item.done":
-        transcript.itemDone(event.item);
-        break;
-      case "conversation.item.truncated":
-        transcript.truncated(event.item_id, event.voicepod?.text);
-        break;
-      case "conversation.item.deleted":
-        transcript.remove(event.item_id);
-        break;
-      case "voicepod.utterance_dropped":
-        transcript.remove(event.item_id);
-        this.$("partial").textContent = "";
-        break;
-      case "conversation.item.input_audio_transcription.delta":
-        transcript.userPartial(event.item_id, event.delta ?? "");
-        break;
-      case "conversation.item.input_audio_transcription.completed":
-        transcript.userFinal(event.item_id, event.transcript ?? "");
-        break;
-      case "conversation.item.input_audio_transcription.failed":
-        transcript.userFailed(event.item_id);
-        break;
-      case "voicepod.turn_metrics":
-        this.#turnOver(event);
-        break;
-      case "response.done":
-        if (event.response?.status === "failed") this.#failed(event.response.status_details?.error?.message);
-        break;
-      case "error":
-        if (!QUIET_ERRORS.has(event.error?.code)) this.#failed(event.error?.message);
-        break;
-      default: // the other events of the protocol say nothing that the page shows
-    }
+  #position({ turn, played }) {
+    this.events.heard(turn, played);
     this.#render();
   }
 
-  #turnOver(metrics) {
-    if (metrics.outcome === "completed") {
-      for (const caption of this.captions.advance(metrics.turn, Infinity)) this.transcript.caption(caption);
-    } else {
-      this.captions.flush(metrics.turn);
-    }
-    this.transcript.turnOver(metrics);
-  }
-
-  /** A failed turn is told twice, by `error` and by `response.done`; people read it once. */
-  #failed(message) {
-    const words = message || "Something went wrong with this answer. Please ask again.";
+  /** A line of the page's own in the chat, read aloud to those who cannot see it; once in a row. */
+  #line(words) {
     if (this.chat.lastLine === words) return;
     this.chat.divide(words);
     this.$("announce").textContent = words;
-  }
-
-  #position({ turn, played }) {
-    for (const caption of this.captions.advance(turn, played)) this.transcript.caption(caption);
-    this.#render();
   }
 
   #drawMessage(message) {
@@ -539,7 +420,7 @@ class VoicePage {
   }
 
   async #say(text) {
-    this.#resumeAudio();
+    this.sound.resume();
     await this.interrupt();
     const content = [{ type: "input_text", text }];
     this.socket.send({ type: "conversation.item.create", item: { type: "message", role: "user", content } });
@@ -570,7 +451,7 @@ class VoicePage {
       this.$("text").focus();
     } else if (id === "retry-now") this.socket.retryNow();
     else if (id === "give-up") this.end();
-    else if (id === "resume-audio") this.#resumeAudio();
+    else if (id === "resume-audio") this.sound.resume();
   }
 
   #startupState(state) {
@@ -582,14 +463,6 @@ class VoicePage {
     else if (state === "failed") this.notice.show("start_failed");
     else this.notice.hide("unreachable");
     this.#render();
-  }
-
-  #roundTrip(ms) {
-    // The least of the last few: what the network needs, without the pauses of a busy page.
-    this.roundTrips = [...(this.roundTrips ?? []), ms].slice(-4);
-    this.$("rtt").hidden = false;
-    this.$("rtt").textContent = `${Math.round(Math.min(...this.roundTrips))} ms`;
-    this.$("rtt").title = "Round trip to the server";
   }
 
   #download(button) {
@@ -606,39 +479,20 @@ class VoicePage {
   }
 
   #render() {
-    const { $, live, settings } = this;
-    const [state, words] = describeState({
-      ...live,
-      connection: live.starting ? "connecting" : this.socket.state,
-      server: this.startup?.state ?? "loading",
-      started: live.started || live.starting,
+    draw(this, {
+      live: this.live,
+      connection: this.socket.state,
+      open: this.socket.open,
+      server: this.startup?.state ?? null,
       playing: Boolean(this.player?.playing),
-      mode: settings.mode,
+      answering: this.#answering,
       mic: Boolean(this.mic?.open),
+      mode: this.settings.mode,
+      startWords: this.startWords,
+      noticed: this.notice.kind !== null,
+      chatEmpty: this.chat.empty,
+      recordingEmpty: this.recording.empty,
     });
-    const page = $("page");
-    if (page.dataset.state !== state) page.dataset.state = state;
-    if ($("state").textContent !== words) $("state").textContent = words;
-    const listening = live.started && Boolean(this.mic?.open);
-    const ready = this.startup ? this.startup.state === "ready" : false;
-    $("start").hidden = listening || (live.started && this.notice.kind !== null);
-    $("start").querySelector("span").textContent = live.started ? "Use microphone" : this.startWords;
-    $("start").disabled = live.starting || !ready;
-    $("live").hidden = !live.started;
-    $("mute").hidden = !listening;
-    $("mute").setAttribute("aria-pressed", String(live.muted));
-    $("mute").querySelector("span").textContent = live.muted ? "Unmute" : "Mute";
-    $("interrupt").disabled = !this.socket.open || !this.#answering;
-    $("hold").hidden = !listening || settings.mode !== "hold";
-    $("hold").setAttribute("aria-pressed", String(live.holding));
-    $("meters").hidden = !live.started;
-    $("welcome").hidden = !this.chat.empty;
-    $("new").hidden = this.chat.empty;
-    $("downloads").hidden = this.chat.empty;
-    this.root.querySelector("[data-download=wav]").hidden = this.recording.empty;
-    $("text").disabled = $("send").disabled = !ready;
-    for (const button of $("examples").children) button.disabled = !ready;
-    if (!live.started) $("rtt").hidden = true;
   }
 
   dispose() {
@@ -646,8 +500,6 @@ class VoicePage {
     this.voicesTab?.close();
     this.startup?.stop();
     this.socket?.close();
-    this.mic?.stop();
-    this.levels?.stop();
-    this.context?.close();
+    this.sound?.close();
   }
 }
