@@ -31,6 +31,7 @@ log = structlog.get_logger()
 
 def main(argv: list[str] | None = None) -> int:
     """Serve until interrupted; gives the exit status."""
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # cards counted as NVML counts them
     try:
         loaded = load_settings(sys.argv[1:] if argv is None else argv, os.environ)
         if loaded.print_config:

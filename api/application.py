@@ -101,7 +101,7 @@ class Server:
         )
         self.host = HostMonitor()
         self.ledger = Ledger(
-            read_card,
+            partial(read_card, device=settings.system.gpu_device),
             fraction=settings.performance.gpu_memory_fraction,
             max_talks=settings.system.max_concurrent_users,
         )
@@ -292,7 +292,8 @@ class Server:
         pressure = self.engines.pressure
         if pressure is not None and pressure.at_least("refuse"):
             return "the talks that run keep the engines busy"
-        if not self.ledger.has_room(n_active, memory_of_own(self.host.snapshot().gpus)):
+        card = memory_of_own(self.host.snapshot().gpus, self.settings.system.gpu_device)
+        if not self.ledger.has_room(n_active, card):
             return "the card's memory is full"
         return ""
 

@@ -19,7 +19,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class GpuMetrics:
-    """One card. A figure that the card does not support, or that could not be read, is None."""
+    """One card. A figure that the card does not support, or that could not be read, is None.
+
+    `uuid` is what CUDA_VISIBLE_DEVICES may call it, "" where it does not say.
+    """
 
     index: int
     name: str
@@ -27,6 +30,7 @@ class GpuMetrics:
     memory_used_bytes: int | None
     memory_total_bytes: int | None
     temperature_c: float | None
+    uuid: str = ""
 
 
 class Gpus:
@@ -38,13 +42,13 @@ class Gpus:
     def __init__(self, nvml: Any = None) -> None:
         self.n_errors = 0
         self._nvml = nvml
-        self._handles: list[tuple[int, str, Any]] | None = None
+        self._handles: list[tuple[int, str, str, Any]] | None = None
 
     def read(self) -> tuple[GpuMetrics, ...]:
         """The cards as they are now."""
         if self._handles is None:
             self._handles = self._open()
-        return tuple(self._card(index, name, handle) for index, name, handle in self._handles)
+        return tuple(self._card(*found) for found in self._handles)
 
     def close(self) -> None:
         """Let go of the library."""
@@ -52,7 +56,7 @@ class Gpus:
             self._ask(self._nvml.nvmlShutdown)
         self._handles = None
 
-    def _open(self) -> list[tuple[int, str, Any]]:
+    def _open(self) -> list[tuple[int, str, str, Any]]:
         if self._nvml is None:
             self._nvml = importlib.import_module("pynvml")
         nvml = self._nvml
@@ -62,13 +66,16 @@ class Gpus:
         except nvml.NVMLError as error:  # on most machines: there is no driver
             log.debug("gpus.none", error=type(error).__name__)
             return []
-        return [(i, self._name(handle), handle) for i, handle in enumerate(handles)]
+        return [
+            (i, self._text(nvml.nvmlDeviceGetName, handle) or "GPU", self._text(nvml.nvmlDeviceGetUUID, handle), handle)
+            for i, handle in enumerate(handles)
+        ]
 
-    def _name(self, handle: Any) -> str:
-        name = self._ask(lambda: self._nvml.nvmlDeviceGetName(handle))
-        return name.decode(errors="replace") if isinstance(name, bytes) else str(name or "GPU")
+    def _text(self, question: Callable[[Any], Any], handle: Any) -> str:
+        text = self._ask(lambda: question(handle))
+        return text.decode(errors="replace") if isinstance(text, bytes) else str(text or "")
 
-    def _card(self, index: int, name: str, handle: Any) -> GpuMetrics:
+    def _card(self, index: int, name: str, uuid: str, handle: Any) -> GpuMetrics:
         nvml = self._nvml
         load = self._ask(lambda: nvml.nvmlDeviceGetUtilizationRates(handle))
         memory = self._ask(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
@@ -80,6 +87,7 @@ class Gpus:
             memory_used_bytes=None if memory is None else int(memory.used),
             memory_total_bytes=None if memory is None else int(memory.total),
             temperature_c=None if temperature is None else float(temperature),
+            uuid=uuid,
         )
 
     def _ask(self, question: Callable[[], T]) -> T | None:
@@ -92,20 +100,29 @@ class Gpus:
             return None
 
 
-def read_card(gpus: Gpus | None = None) -> CardMemory | None:
-    """The memory of the first card that this process may use; None without one. Blocking, as `Gpus`."""
+def read_card(gpus: Gpus | None = None, device: str = "auto") -> CardMemory | None:
+    """The memory of the card that engines on `device` use; None without one. Blocking, as `Gpus`."""
     gpus = gpus or Gpus()
     try:
-        return memory_of_own(gpus.read())
+        return memory_of_own(gpus.read(), device)
     finally:
         gpus.close()
 
 
-def memory_of_own(cards: Sequence[GpuMetrics]) -> CardMemory | None:
-    """The same of cards that were read: of the first one that this process may use."""
-    wanted = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
-    index = int(wanted) if wanted.isdecimal() else 0
-    card = next((card for card in cards if card.index == index), None)
-    if card is None or card.memory_used_bytes is None or not card.memory_total_bytes:
+def memory_of_own(cards: Sequence[GpuMetrics], device: str = "auto") -> CardMemory | None:
+    """The same of cards that were read. cuda:N is the Nth of those that the process may use, anything else the first.
+
+    The order is that of NVML: `app.py` sets CUDA_DEVICE_ORDER. None for a part of a card (MIG), whose memory the card's
+    own figures do not tell.
+    """
+    number = int(device.removeprefix("cuda:")) if device.startswith("cuda:") else 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    entries = [str(card.index) for card in cards] if visible is None else visible.split(",")
+    wanted = entries[number].strip() if number < len(entries) else ""
+    if wanted.startswith("GPU-"):
+        found = [card for card in cards if card.uuid.startswith(wanted)]
+    else:
+        found = [card for card in cards if str(card.index) == wanted]
+    if len(found) != 1 or found[0].memory_used_bytes is None or not found[0].memory_total_bytes:
         return None
-    return CardMemory(card.memory_used_bytes, card.memory_total_bytes)
+    return CardMemory(found[0].memory_used_bytes, found[0].memory_total_bytes)

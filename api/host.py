@@ -41,8 +41,11 @@ class HostMetrics:
     n_errors: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON and the page."""
-        return asdict(self)
+        """Plain values, for JSON and the page; what tells one card from all others in the world is left out."""
+        values = asdict(self)
+        for gpu in values["gpus"]:
+            del gpu["uuid"]
+        return values
 
 
 class HostMonitor:

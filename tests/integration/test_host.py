@@ -57,6 +57,9 @@ class ScriptedNvml:
     def nvmlDeviceGetName(self, handle: int) -> Any:
         return self._say("name", f"Card {handle}".encode())
 
+    def nvmlDeviceGetUUID(self, handle: int) -> Any:
+        return self._say("uuid", f"GPU-{handle}".encode())
+
     def nvmlDeviceGetUtilizationRates(self, handle: int) -> Any:
         return self._say("load", SimpleNamespace(gpu=42))
 

@@ -146,7 +146,8 @@ async def test_a_light_recogniser_of_one_language_hears_no_language_that_is_to_b
 
 
 async def test_a_card_that_no_engine_lives_on_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.application.read_card", lambda: CardMemory(24 * GB, 24 * GB))  # full of others' work
+    full = CardMemory(24 * GB, 24 * GB)  # of others' work
+    monkeypatch.setattr("api.application.read_card", lambda device: full)
     monkeypatch.setattr("api.card_shares.cap_card_memory", lambda share: None)
     n_turns = 0
 

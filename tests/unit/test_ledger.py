@@ -8,6 +8,7 @@ import pytest
 
 from api.card_shares import CardShares
 from api.gpus import GpuMetrics, Gpus, memory_of_own, read_card
+from api.host import HostMetrics
 from api.ledger import GB, CardMemory, Ledger
 from pipeline.engines.base import EngineKind
 from pipeline.errors import ConfigError
@@ -104,6 +105,9 @@ class FakeNvml:
     def nvmlDeviceGetName(self, handle: Any) -> str:
         return "Card"
 
+    def nvmlDeviceGetUUID(self, handle: Any) -> bytes:
+        return b"GPU-0a1b-c"
+
     def nvmlDeviceGetTemperature(self, handle: Any, sensor: Any) -> int:
         return 40
 
@@ -132,6 +136,43 @@ def test_admission_looks_at_the_same_card(monkeypatch: pytest.MonkeyPatch) -> No
     assert memory_of_own(cards) == CardMemory(5 * GB, 24 * GB)
     assert memory_of_own(cards[:1]) is None
     assert memory_of_own(()) is None
+
+
+@pytest.mark.parametrize(
+    ("visible", "device", "used_gb"),
+    [
+        (None, "cuda:1", 11),
+        (None, "cuda:3", None),
+        (None, "cpu", 10),
+        ("2,0", "cuda:1", 10),
+        ("2, 0", "auto", 12),
+        ("2,0", "cuda:2", None),
+        ("GPU-1b", "auto", 11),  # the beginning of a name is enough for CUDA, if it is one card's
+        ("GPU-2c-7", "cuda:0", 12),
+        ("GPU-", "auto", None),
+        ("GPU-9", "auto", None),
+        ("MIG-GPU-0a/1/0", "auto", None),  # a part of a card: the figures of the whole would say nothing
+        ("MIG-5c1e", "auto", None),
+        ("", "auto", None),
+        ("-1", "auto", None),
+    ],
+)
+def test_the_card_is_the_one_that_cuda_gives_the_engines(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, device: str, used_gb: int | None
+) -> None:
+    names = ("GPU-0a-5", "GPU-1b-6", "GPU-2c-7")
+    cards = [GpuMetrics(i, "Card", None, (10 + i) * GB, 24 * GB, None, uuid) for i, uuid in enumerate(names)]
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert memory_of_own(cards, device) == (None if used_gb is None else CardMemory(used_gb * GB, 24 * GB))
+
+
+def test_the_name_of_a_card_is_read_and_told_to_nobody() -> None:
+    (card,) = Gpus(FakeNvml(1)).read()
+    assert card.uuid == "GPU-0a1b-c"
+    assert "GPU-0a1b-c" not in str(HostMetrics(1.0, gpus=(card,)).as_dict())
 
 
 class Process:
