@@ -51,7 +51,8 @@ PING_S: Final = 0.5
 PRIORITY_S: Final = 0.1  # how old the priority may be that a process knows of a job
 BREAKER_DEATHS, BREAKER_PAUSE_S = 3, 30.0
 HEALTHY_S: Final = 60.0  # who was up for so long does not count for having died before
-GROWN: Final = 1.5  # a process that holds so many times what it held when it was loaded, and
+SETTLED_JOBS: Final = 20  # the first jobs allocate what stays: kernels, caches, pinned memory
+GROWN: Final = 1.5  # a process that holds so many times what it held after them, and
 GROWN_BYTES: Final = 1 << 30  # so much more, leaks
 CLOSE_S: Final = 12.0  # the process itself waits ten seconds for its last steps
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -114,7 +115,7 @@ class EngineProcess:
         self._n_deaths = 0  # one after the other, none of them after a healthy life
         self._up_since_s = math.inf
         self._pong_s = self._overdue_s = 0.0
-        self._loaded_rss_bytes = 0
+        self._n_done = self._settled_rss_bytes = 0  # since it was loaded
         self._is_recycling = False
 
     # --- for the server
@@ -151,7 +152,7 @@ class EngineProcess:
             self._life = asyncio.create_task(self._live(), name=f"engine-process-{self.name}")
         await self._load(kind)
         self._restore[kind] = restore
-        self._loaded_rss_bytes = 0  # the next pong tells
+        self._n_done = self._settled_rss_bytes = 0
 
     async def close(self) -> None:
         """End the process and every job."""
@@ -392,7 +393,7 @@ class EngineProcess:
                 return
         self._up_since_s = time.monotonic()
         self._up.set()
-        self._loaded_rss_bytes = 0
+        self._n_done = self._settled_rss_bytes = 0
         for job in list(self._jobs.values()):
             if not job.ended and not job.is_load:
                 self._submit(job)
@@ -436,6 +437,7 @@ class EngineProcess:
                 self._ending.pop(int(head["job"]), None)
                 if job is not None and not job.ended:
                     job.ended = True
+                    self._n_done += 1
                     job.inbox.put_nowait(packet if packet.type == "done" else error_of(head["error"]))
             case "work" if job is not None:
                 job.tell(work_of(head["work"]))
@@ -455,8 +457,8 @@ class EngineProcess:
         self._pong_s, self._overdue_s = time.monotonic(), float(head["overdue_s"])
         self.memory = Memory(**memory)
         self.rss_bytes = int(memory["rss_bytes"])
-        if self._restore and self._up.is_set():
-            self._loaded_rss_bytes = self._loaded_rss_bytes or self.rss_bytes
+        if self._restore and self._up.is_set() and self._n_done >= SETTLED_JOBS:
+            self._settled_rss_bytes = self._settled_rss_bytes or self.rss_bytes
         self._waiting = dict(head["waiting"])
 
     def _log(self, values: dict[str, Any]) -> None:
@@ -489,7 +491,7 @@ class EngineProcess:
 
     def _has_grown(self) -> bool:
         """Whether it leaks, and may be replaced now: nobody waits for it."""
-        before = self._loaded_rss_bytes
+        before = self._settled_rss_bytes
         return (
             self._scaling.enable_worker_recycling
             and self._up.is_set()

@@ -286,10 +286,14 @@ async def test_a_process_that_grows_is_replaced_while_nobody_waits_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.engines.process_supervisor.GROWN_BYTES", 100_000_000)
+    monkeypatch.setattr("pipeline.engines.process_supervisor.SETTLED_JOBS", 3)
     async with running(settings_with(tmp_path, "llm")) as engines:
         (process,) = engines.processes
-        await until(lambda: process._loaded_rss_bytes > 0)
         pid = process.pid
+        for words in ("leak", "hello", "hello"):  # what the first ones take for good is no leak
+            await said(engines, words)
+        await until(lambda: process._settled_rss_bytes > 100_000_000)
+        assert process.pid == pid
         await said(engines, "leak")
         await until(lambda: process.pid not in (pid, None))
         assert (await said(engines, "hello"))[0] == "hello "
@@ -314,11 +318,12 @@ async def test_a_process_that_does_not_end_when_it_is_to_be_replaced_is_killed_a
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.engines.process_supervisor.GROWN_BYTES", 100_000_000)
+    monkeypatch.setattr("pipeline.engines.process_supervisor.SETTLED_JOBS", 0)
     async with running(settings_with(tmp_path, "llm", worker_timeout=5)) as engines:
         (process,) = engines.processes
         changes: list[str] = []
         process.watch(lambda kind, trouble: changes.append(trouble))
-        await until(lambda: process._loaded_rss_bytes > 0)
+        await until(lambda: process._settled_rss_bytes > 0)
         pid = process.pid
         (tmp_path / "never-closes").touch()
         await said(engines, "leak")
