@@ -6,7 +6,7 @@ libx264 and libx265, which are GPL. An empty module stands in for it while faste
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -96,8 +96,10 @@ class FasterWhisperAsr(WhisperEngine["WhisperModel"]):
 
 def _segments(
     whisper: WhisperModel, samples: Samples, language: str | None, words: bool, beam_size: int
-) -> tuple[Iterable[Any], str]:
+) -> tuple[Iterator[Any], str]:
     """Segments, decoded as they are asked for, and the language that was given or detected."""
+    # Past one window Whisper needs its time stamps to know where the next one begins.
+    is_only = samples.size <= WINDOW_S * SAMPLE_RATE
     segments, info = whisper.transcribe(
         samples,
         language=language or "en",
@@ -107,12 +109,11 @@ def _segments(
         log_prob_threshold=MIN_AVG_LOGPROB,
         condition_on_previous_text=False,
         max_new_tokens=max_new_tokens(samples.size),
-        # Past one window Whisper needs its time stamps to know where the next one begins.
-        without_timestamps=samples.size <= WINDOW_S * SAMPLE_RATE,
+        without_timestamps=is_only,
         word_timestamps=words,
     )
     if language is not None:
-        return segments, language
+        return _of_one_window(segments, whisper) if is_only else segments, language
     # `transcribe(language=None)` runs the encoder twice, which is most of the time of a short utterance. Here one run
     # serves both the language and the text; what `transcribe` gave above is only its options, nothing has run yet.
     from faster_whisper.audio import pad_or_trim
@@ -124,7 +125,24 @@ def _segments(
     best_token, _ = whisper.model.detect_language(encoded)[0][0]
     detected = str(best_token).strip("<|>")
     tokenizer = Tokenizer(whisper.hf_tokenizer, True, task="transcribe", language=detected)
-    return whisper.generate_segments(features, tokenizer, info.transcription_options, False, encoded), detected
+    segments = whisper.generate_segments(features, tokenizer, info.transcription_options, False, encoded)
+    return _of_one_window(segments, whisper) if is_only else segments, detected
+
+
+def _of_one_window(segments: Iterator[Any], whisper: WhisperModel) -> Iterator[Any]:
+    """The segments of the first window, where it is the only one.
+
+    With word times faster-whisper hears what follows the last word once more, as a window of its own: twice or three
+    times the work for the silence after a sentence. All that was said is in the first segment, unless time stamps,
+    which were not asked for, divide it.
+    """
+    first = next(segments, None)
+    if first is None:
+        return
+    yield first
+    begin = whisper.hf_tokenizer.token_to_id("<|notimestamps|>")
+    if any(token > begin for token in first.tokens):
+        yield from segments
 
 
 def _own(directory: Path) -> Path:
