@@ -1,7 +1,7 @@
 """The package `f5_tts`, imported without what only its training and its page need.
 
 Its `api` module imports wandb, datasets, accelerate, librosa, matplotlib, transformers' pipelines and more: 2 GB of
-packages and half of its import time, none of which speaks. Stand-ins take their names while it is imported and are gone
+packages and most of its import time, none of which speaks. Stand-ins take their names while it is imported and are gone
 afterwards; so does what F5-TTS uses of torchaudio (`f5_spectrogram.py`). Importing this module imports none of it.
 """
 
@@ -28,6 +28,9 @@ from pipeline.errors import ConfigError
 _UNUSED: Final = (
     *("wandb", "datasets", "accelerate", "accelerate.utils", "ema_pytorch", "matplotlib", "matplotlib.pylab"),
     *("librosa", "librosa.filters", "cached_path", "encodec"),
+    # Of x_transformers only the rotary embedding speaks, of torchdiffeq only its own solvers: einx brings torch's
+    # compiler and sympy, the other scipy.integrate.
+    *("einx", "torchdiffeq._impl.scipy_wrapper"),
 )
 _HOW_TO_INSTALL: Final = "Run: .venv/bin/pip install --no-deps -r requirements/serverless.txt"
 _importing = threading.Lock()

@@ -284,7 +284,10 @@ def _raised(reference: AudioChunk) -> tuple[Samples, float]:
 
 
 def _config_name(config: str | Path) -> str:
-    """As upstream wants it: without the suffix, from the package's `configs`."""
+    """As upstream wants it: without the suffix, from the package's `configs`.
+
+    That one is not resolved: OmegaConf takes each `..` off the path as it is written, through links as well.
+    """
     if isinstance(config, str):
         return config
-    return os.path.relpath(config.resolve().with_suffix(""), (package_directory() / "configs").resolve())
+    return os.path.relpath(config.resolve().with_suffix(""), os.path.abspath(package_directory() / "configs"))

@@ -23,9 +23,9 @@ import pytest
 import torch
 
 from pipeline.audio import AudioChunk, Samples, file_bytes
-from pipeline.engines import f5_text
+from pipeline.engines import f5_model, f5_text
 from pipeline.engines.base import CloningTts, SpeechPiece, Voice
-from pipeline.engines.f5_imports import import_f5
+from pipeline.engines.f5_imports import import_f5, package_directory
 from pipeline.engines.f5_model import Cancelled, F5Files, F5Model
 from pipeline.engines.f5_text import MIN_SPEECH_S
 from pipeline.engines.tiny_f5 import write_tiny_f5
@@ -393,6 +393,18 @@ def test_weights_of_another_size_are_refused(files: F5Files, tmp_path: Path) -> 
     config.write_text(config.read_text().replace("depth: 2", "depth: 3"))
     with pytest.raises(ConfigError, match="another model"):
         F5Model.load(F5Files.in_directories(directory), device="cpu")
+
+
+def test_a_configuration_of_ones_own_is_found_from_a_package_behind_a_link(
+    files: F5Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path.joinpath(*["deeper"] * 12, "f5_tts")
+    package.parent.mkdir(parents=True)
+    package.symlink_to(package_directory())
+    monkeypatch.setattr(f5_model, "package_directory", lambda: package)
+    # As upstream and OmegaConf make a path of it.
+    found = os.path.abspath(package / "configs" / f"{f5_model._config_name(files.config)}.yaml")
+    assert found == str(Path(files.config).resolve())
 
 
 def test_a_vocoder_file_that_would_run_code_is_refused_and_runs_nothing(files: F5Files, tmp_path: Path) -> None:

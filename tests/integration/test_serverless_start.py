@@ -29,7 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CANARY = "canary-that-nobody-may-see"
 HEAVY = {"torch", "boto3", "botocore", "google", "grpc", "runpod", "transformers", "f5_tts", "pocketsphinx", "whisper"}
 
-# A worker that may reach nobody, and that could install nothing; its model is written first.
+# A worker that may reach nobody, and that could install nothing; its model is written first. What of F5-TTS's packages
+# only trains or compiles is not loaded: it would take seconds of each start.
 ALONE = """
 import os, pathlib, socket, sys
 from pipeline.engines.tiny_f5 import write_tiny_f5
@@ -38,7 +39,9 @@ sys.modules["pip"] = sys.modules["ensurepip"] = None
 def refuse(*args, **kwargs): raise OSError("no network in this test")
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
 from serverless.handler import main
-sys.exit(main(sys.argv[1:]))
+status = main(sys.argv[1:])
+unused = {"einx", "sympy", "torch._dynamo", "scipy.integrate", "librosa", "wandb"} & set(sys.modules)
+sys.exit(f"loaded: {unused}" if unused else status)
 """
 
 
