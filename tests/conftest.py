@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import ssl
 from collections.abc import Generator, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+import httpx._transports.default as httpx_transports
 import pytest
 import structlog
 from xdist.remote import Producer
@@ -77,6 +82,27 @@ def _gradio_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """Gradio copies files to one folder per machine otherwise, and a test would find what another run left there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _authorities_read_once() -> Iterator[None]:
+    """httpx reads all certificate authorities for each client: 50 ms, thousands of times, for servers on loopback."""
+    real = httpx_transports.create_ssl_context
+
+    @cache
+    def usual(trust_env: bool, *_places: str | None) -> ssl.SSLContext:
+        return real(trust_env=trust_env)
+
+    def create_ssl_context(
+        verify: ssl.SSLContext | str | bool = True, cert: Any = None, trust_env: bool = True
+    ) -> ssl.SSLContext:
+        if verify is True and cert is None:
+            return usual(trust_env, os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+        return real(verify=verify, cert=cert, trust_env=trust_env)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(httpx_transports, "create_ssl_context", create_ssl_context)
         yield
 
 
