@@ -11,13 +11,13 @@ from functools import partial
 from typing import Any, Protocol
 
 import structlog
-from fastapi import Depends, FastAPI, WebSocket
+from fastapi import APIRouter, Depends, FastAPI, WebSocket
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp
 
 from api import errors
-from api.access.access import Access, AsksItself, open_to_all, require
+from api.access.access import Access, AsksItself, require
 from api.access.guard import Guard
 from api.access.headers import SecurityHeaders
 from api.access.lasting import EndsWithCredential
@@ -158,19 +158,23 @@ class Server:
     def _add_routes(self) -> None:
         """Every route names its rule: `open_to_all`, or `require(scope)`."""
         settings = self.settings
-        self.app.include_router(health_router(self.readiness), dependencies=[Depends(open_to_all)])
-        self.app.include_router(startup_router(self.readiness))
+        self._serve(health_router(self.readiness))
+        self._serve(startup_router(self.readiness))
         if settings.system.enable_monitoring:
-            self.app.include_router(metrics_router(self.metrics), dependencies=[Depends(require("metrics"))])
-        self.app.include_router(login_router(self.access, on_ticket=self.want_models))
+            self._serve(metrics_router(self.metrics, Depends(require("metrics"))))
+        self._serve(login_router(self.access, on_ticket=self.want_models))
         backend = self._backend()
-        self.app.include_router(rest_router(backend))
-        self.app.include_router(selftest_router(InServer(backend, self.host), self.access, self.selftests))
+        self._serve(rest_router(backend))
+        self._serve(selftest_router(InServer(backend, self.host), self.access, self.selftests))
         personal = PersonalData(self.store, self.registry, self.jobs, self.workshop, self.history)
-        self.app.include_router(me_router(personal, self.access))
-        self.app.include_router(notices_router(self.sockets, self.access))
+        self._serve(me_router(personal, self.access))
+        self._serve(notices_router(self.sockets, self.access))
         if settings.network.websocket_enabled:
             self.app.add_api_websocket_route("/v1/realtime", self._realtime, dependencies=[Depends(AsksItself("talk"))])
+
+    def _serve(self, router: APIRouter) -> None:
+        """Its routes as they are: FastAPI would build each route of a router that is included a second time."""
+        self.app.router.routes += router.routes
 
     def _backend(self) -> Backend:
         """What the HTTP routes work with."""

@@ -18,7 +18,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Response
 from fastapi.responses import JSONResponse
 
-from api.access.access import require
+from api.access.access import open_to_all, require
 from api.readiness import Readiness
 
 NO_STORE = {"Cache-Control": "no-store"}
@@ -26,7 +26,7 @@ NO_STORE = {"Cache-Control": "no-store"}
 
 def health_router(readiness: Readiness) -> APIRouter:
     """The health routes. None of them waits for anything."""
-    router = APIRouter(tags=["health"])
+    router = APIRouter(tags=["health"], dependencies=[Depends(open_to_all)])
 
     async def live() -> JSONResponse:
         """The event loop answers."""

@@ -222,9 +222,12 @@ class Metrics:
         }
 
 
-def metrics_router(metrics: Metrics) -> APIRouter:
-    """`GET /metrics` and `GET /api/metrics`; leave it out where `system.enable_monitoring` is off."""
-    router = APIRouter(tags=["metrics"])
+def metrics_router(metrics: Metrics, *rules: Any) -> APIRouter:
+    """`GET /metrics` and `GET /api/metrics`; leave it out where `system.enable_monitoring` is off.
+
+    `rules` are dependencies of both routes.
+    """
+    router = APIRouter(tags=["metrics"], dependencies=rules)
 
     @router.get("/metrics", response_class=Response)
     async def prometheus() -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -123,6 +124,7 @@ def transcript_answer() -> Json:
     }
 
 
+@cache  # by far the dearest part of a route; nobody changes what it gives
 def _schema(form: type[BaseModel]) -> Json:
     """The form's schema in one piece: what its parts are stands where they are used."""
     schema = form.model_json_schema(ref_template="{model}")
