@@ -17,6 +17,7 @@ export class Levels {
     this.samples = new Float32Array(512);
     this.analyser = null;
     this.spokenAt = 0;
+    this.shown = new Map();
   }
 
   /** The level of the newest 20 ms from the microphone. */
@@ -52,11 +53,18 @@ export class Levels {
     requestAnimationFrame(() => this.#frame());
   }
 
+  /** Draws a level only when it looks different: silence, too, comes 60 times a second. */
+  #set(name, level, orb, bar) {
+    const value = level.toFixed(2);
+    if (this.shown.get(name) === value) return;
+    this.shown.set(name, value);
+    orb.style.setProperty(name, value);
+    bar.style.setProperty("--level", value);
+  }
+
   #show(mic, out) {
-    this.orb.style.setProperty("--mic", mic.toFixed(3));
-    this.orb.style.setProperty("--out", out.toFixed(3));
-    this.micBar.style.setProperty("--level", mic.toFixed(3));
-    this.outBar.style.setProperty("--level", out.toFixed(3));
+    this.#set("--mic", mic, this.orb, this.micBar);
+    this.#set("--out", out, this.orb, this.outBar);
     const now = performance.now();
     if (now - this.spokenAt < 500) return; // assistive technology needs no 60 updates a second
     this.spokenAt = now;

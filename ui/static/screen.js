@@ -2,6 +2,14 @@
 
 import { describeState } from "./status.js";
 
+/** Changes only what is different: what is on screen is looked at 20 times a second, and each change is drawn anew. */
+const put = (of, name, value) => {
+  if (of[name] !== value) of[name] = value;
+};
+const press = (button, on) => {
+  if (button.getAttribute("aria-pressed") !== String(on)) button.setAttribute("aria-pressed", String(on));
+};
+
 /**
  * Draws `state`: live {started, starting, muted, holding, user, agent}, connection (of the socket), open, server (of its
  * start, null before it is known), playing, answering, mic (one is open), mode, startWords, noticed (a notice is shown),
@@ -18,29 +26,27 @@ export function draw({ $, root }, state) {
     mode: state.mode,
     mic,
   });
-  const page = $("page");
-  if (page.dataset.state !== name) page.dataset.state = name;
-  if ($("state").textContent !== words) $("state").textContent = words;
+  put($("page").dataset, "state", name);
+  put($("state"), "textContent", words);
   const listening = live.started && mic;
   const ready = state.server === "ready";
-  $("start").hidden = listening || (live.started && state.noticed);
-  $("start").querySelector("span").textContent = live.started ? "Use microphone" : state.startWords;
-  $("start").disabled = live.starting || !ready;
-  $("live").hidden = !live.started;
-  $("mute").hidden = !listening;
-  $("mute").setAttribute("aria-pressed", String(live.muted));
-  $("mute").querySelector("span").textContent = live.muted ? "Unmute" : "Mute";
-  $("interrupt").disabled = !state.open || !state.answering;
-  $("hold").hidden = !listening || state.mode !== "hold";
-  $("hold").setAttribute("aria-pressed", String(live.holding));
-  $("meters").hidden = !live.started;
-  $("welcome").hidden = !state.chatEmpty;
-  $("new").hidden = state.chatEmpty;
-  $("downloads").hidden = state.chatEmpty;
-  root.querySelector("[data-download=wav]").hidden = state.recordingEmpty;
-  $("text").disabled = $("send").disabled = !ready;
-  for (const button of $("examples").children) button.disabled = !ready;
-  if (!live.started) $("rtt").hidden = true;
+  put($("start"), "hidden", listening || (live.started && state.noticed));
+  put($("start").querySelector("span"), "textContent", live.started ? "Use microphone" : state.startWords);
+  put($("start"), "disabled", live.starting || !ready);
+  put($("live"), "hidden", !live.started);
+  put($("mute"), "hidden", !listening);
+  press($("mute"), live.muted);
+  put($("mute").querySelector("span"), "textContent", live.muted ? "Unmute" : "Mute");
+  put($("interrupt"), "disabled", !state.open || !state.answering);
+  put($("hold"), "hidden", !listening || state.mode !== "hold");
+  press($("hold"), live.holding);
+  put($("meters"), "hidden", !live.started);
+  put($("welcome"), "hidden", !state.chatEmpty);
+  put($("new"), "hidden", state.chatEmpty);
+  put($("downloads"), "hidden", state.chatEmpty);
+  put(root.querySelector("[data-download=wav]"), "hidden", state.recordingEmpty);
+  for (const part of [$("text"), $("send"), ...$("examples").children]) put(part, "disabled", !ready);
+  if (!live.started) put($("rtt"), "hidden", true);
 }
 
 /** One button for each example question. */
