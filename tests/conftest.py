@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import httpx._transports.default as httpx_transports
+import httpx
 import pytest
 import structlog
 from xdist.remote import Producer
@@ -88,7 +88,7 @@ def _gradio_cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture(scope="session", autouse=True)
 def _authorities_read_once() -> Iterator[None]:
     """httpx reads all certificate authorities for each client: 50 ms, thousands of times, for servers on loopback."""
-    real = httpx_transports.create_ssl_context
+    real = httpx.create_ssl_context
 
     @cache
     def usual(trust_env: bool, *_places: str | None) -> ssl.SSLContext:
@@ -102,7 +102,7 @@ def _authorities_read_once() -> Iterator[None]:
         return real(verify=verify, cert=cert, trust_env=trust_env)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(httpx_transports, "create_ssl_context", create_ssl_context)
+        patch.setattr("httpx._transports.default.create_ssl_context", create_ssl_context)
         yield
 
 

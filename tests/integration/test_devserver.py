@@ -393,7 +393,7 @@ def test_a_webhook_is_called_until_it_takes_the_result(client: Client) -> None:
 def test_runpods_own_client_gets_along_with_it(server: DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
     runpod = import_runpod()  # here: only this test needs it in this process
     import cpuinfo  # type: ignore[import-untyped]
-    import paramiko
+    import paramiko  # type: ignore[import-untyped]
 
     assert cpuinfo.__file__, "the stand-in is gone again"
     assert paramiko.__file__, "the stand-in is gone again"
