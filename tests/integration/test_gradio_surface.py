@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import itertools
 import json
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -221,5 +223,14 @@ def test_while_gradio_is_imported_it_writes_no_type_stubs(monkeypatch: pytest.Mo
     assert inspect.getfile(gr.HTML).endswith("html.py")
     monkeypatch.setattr(inspect, "getfile", gradio_import.no_file_of_a_component)
     type("Inside", (gr.HTML,), {})
+    type("InsideToo", (gr.Blocks,), {})
     assert parsed == ["Outside"]
     assert inspect.getfile(gr).endswith("__init__.py")
+
+
+def test_the_import_of_gradio_leaves_python_as_it_was_and_each_event_its_own_documentation() -> None:
+    assert inspect.isclass(jinja2.Template)
+    assert inspect.getfile.__module__ == "inspect"
+    assert gc.isenabled()
+    for component in (gr.Textbox, gr.Slider):
+        assert component.__name__ in str(component.change.__doc__)
