@@ -60,6 +60,7 @@ WITHOUT_KEYS = copy.deepcopy(DOCUMENT)
 for _operations in WITHOUT_KEYS["paths"].values():
     for _operation in _operations.values():
         _operation["security"] = []
+SCHEMA = schemathesis.openapi.from_dict(WITHOUT_KEYS)
 TAGS = {"speech", "transcription", "models", "talk", "jobs", "voices", "me", "about", "metrics"}
 OURS = [
     (method.upper(), path)
@@ -93,7 +94,7 @@ def url() -> Iterator[str]:
 
 
 def send_generated(url: str, method: str, path: str, mode: GenerationMode, checks: list[CheckFunction]) -> None:
-    operation = schemathesis.openapi.from_dict(WITHOUT_KEYS)[path][method]
+    operation = SCHEMA[path][method]
 
     @given(case=operation.as_strategy(generation_mode=mode))
     @settings(

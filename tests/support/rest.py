@@ -30,7 +30,7 @@ async def rest_server(*, until_ready: bool = True, **how: Any) -> AsyncIterator[
     engines = {kind: how.pop(kind) for kind in ("asr", "llm", "tts", "speakers") if kind in how}
     settings = scripted_settings(**{"security": {"rate_limiting": False}, **how})
     async with live_server(settings, until_ready=until_ready, **engines) as live:
-        async with httpx.AsyncClient(base_url=live.http, timeout=20, verify=False) as client:
+        async with httpx.AsyncClient(base_url=live.http, timeout=20) as client:
             yield Rest(live, client)
 
 
