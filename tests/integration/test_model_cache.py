@@ -29,9 +29,9 @@ from serverless.model_files import MARK, ModelFile, ModelSpec, complete, in_hub_
 from serverless.model_hub import HubSource
 from serverless.model_upload import upload_model
 from serverless.s3 import S3Storage
-from tests.support.fault_proxy import Fault, FaultProxy, faulty
+from tests.support.fault_proxy import Fault, FaultProxy
 from tests.support.file_server import FileServer, serving
-from tests.support.s3_servers import S3Server, start_moto, start_nanio
+from tests.support.s3_servers import S3Server
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {
@@ -50,35 +50,9 @@ SPEC = ModelSpec(
 RANGE = 50_000
 
 
-@pytest.fixture(scope="module")
-def moto() -> Iterator[S3Server]:
-    with start_moto() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def nanio() -> Iterator[S3Server]:
-    with start_nanio() as server:
-        yield server
-
-
-@pytest.fixture(params=["moto", "nanio"])
-def server(request: pytest.FixtureRequest) -> Iterator[S3Server]:
-    server: S3Server = request.getfixturevalue(request.param)
-    yield server
-    server.empty()
-
-
 @pytest.fixture
 def storage(server: S3Server) -> S3Storage:
     return server.storage(range_bytes=RANGE)
-
-
-@pytest.fixture
-def proxy(moto: S3Server) -> Iterator[FaultProxy]:
-    with faulty(moto.endpoint_url) as proxy:
-        yield proxy
-    moto.empty()
 
 
 @pytest.fixture

@@ -10,15 +10,9 @@ from typing import Any
 import pytest
 
 from scripts.s3_setup import main, policy
-from tests.support.s3_servers import S3Server, start_moto, start_nanio
+from tests.support.s3_servers import S3Server
 
 THEIRS = {"ID": "theirs", "Status": "Enabled", "Filter": {"Prefix": "logs/"}, "Expiration": {"Days": 90}}
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[S3Server]:
-    with start_moto() as server:
-        yield server
 
 
 @pytest.fixture
@@ -107,15 +101,14 @@ def test_without_apply_nothing_is_changed(
 
 
 def test_a_store_that_cannot_do_it_is_told_of(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    nanio: S3Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with start_nanio() as nanio:
-        for name, value in nanio.environ().items():
-            monkeypatch.setenv(name, value)
-        assert main(["--apply"]) == 1
-        told = capsys.readouterr()
-        assert "lifecycle: failed:" in told.err
-        assert nanio.endpoint_url not in told.err
+    for name, value in nanio.environ().items():
+        monkeypatch.setenv(name, value)
+    assert main(["--apply"]) == 1
+    told = capsys.readouterr()
+    assert "lifecycle: failed:" in told.err
+    assert nanio.endpoint_url not in told.err
 
 
 def test_a_worker_gets_the_least_rights(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ import logging
 import random
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -21,39 +21,13 @@ from serverless import keys
 from serverless.s3 import S3Storage
 from serverless.s3_errors import s3_errors
 from serverless.storage import AlreadyStored, NotStored, Storage
-from tests.support.fault_proxy import Fault, FaultProxy, faulty
-from tests.support.s3_servers import S3Server, start_moto, start_nanio
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[S3Server]:
-    with start_moto() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def nanio() -> Iterator[S3Server]:
-    with start_nanio() as server:
-        yield server
-
-
-@pytest.fixture(params=["moto", "nanio"])
-def server(request: pytest.FixtureRequest) -> Iterator[S3Server]:
-    server: S3Server = request.getfixturevalue(request.param)
-    yield server
-    server.empty()
+from tests.support.fault_proxy import Fault, FaultProxy
+from tests.support.s3_servers import S3Server
 
 
 @pytest.fixture
 def storage(server: S3Server) -> Storage:
     return server.storage(range_bytes=1 << 20)
-
-
-@pytest.fixture
-def proxy(moto: S3Server) -> Iterator[FaultProxy]:
-    with faulty(moto.endpoint_url) as proxy:
-        yield proxy
-    moto.empty()
 
 
 def code_of(call: Callable[[], object]) -> str:

@@ -31,16 +31,10 @@ from serverless.storage import Storage, StorageError
 from serverless.voice_cache import Recording, VoiceCache
 from serverless.voices import UPLOAD_TYPE, Voices
 from tests.support.file_server import serving
-from tests.support.s3_servers import S3Server, start_nanio
+from tests.support.s3_servers import S3Server
 from tests.support.speech_clips import SPEECH
 
 TEXT = "And so my fellow Americans, ask not what your country can do for you."
-
-
-@pytest.fixture(scope="module")
-def nanio() -> Iterator[S3Server]:
-    with start_nanio() as server:
-        yield server
 
 
 @pytest.fixture(params=["directory", "s3"])
