@@ -1,13 +1,15 @@
 """An F5-TTS of a megabyte with random weights: it makes noise, in time and by seed, and loads as a real one does.
 
 Laid out as what is downloaded: a .safetensors file with the names of an EMA checkpoint, the yaml of its sizes, and a
-Vocos directory. The vocabulary is the package's own. Importing this module needs no torch, writing does.
+Vocos directory. The vocabulary is the package's own. Writing needs no torch, which takes seconds to import.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import struct
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -71,7 +73,6 @@ def write_tiny_f5(directory: Path, *, seed: int = _SEED) -> Path:
 
     The same for the same seed; gives `directory`.
     """
-    import torch
     from safetensors.numpy import save_file
 
     vocoder = directory / VOCODER_FOLDER
@@ -80,11 +81,42 @@ def write_tiny_f5(directory: Path, *, seed: int = _SEED) -> Path:
     (vocoder / "config.yaml").write_text(_VOCOS_YAML, encoding="utf-8")
     weights = {f"ema_model.{name}": numbers for name, numbers in _tensors(dict(_flow_shapes()), seed).items()}
     save_file(weights, directory / "model_tiny.safetensors")
-    torch.save(
-        {name: torch.from_numpy(numbers) for name, numbers in _vocoder_tensors(seed).items()},
-        vocoder / "pytorch_model.bin",
-    )
+    _write_torch_file(vocoder / "pytorch_model.bin", _vocoder_tensors(seed))
     return directory
+
+
+def _write_torch_file(path: Path, tensors: dict[str, Numbers]) -> None:
+    """As `torch.save` does: a zip archive of a pickled dictionary, spelled out here, and of each tensor's numbers."""
+
+    def text(value: str) -> bytes:
+        return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+
+    def whole(*values: int) -> bytes:
+        return b"".join(b"J" + struct.pack("<i", value) for value in values)
+
+    def several(*values: bytes) -> bytes:
+        return b"(" + b"".join(values) + b"t"
+
+    def called(function: bytes, *arguments: bytes) -> bytes:
+        return b"c" + function + b"\n" + several(*arguments) + b"R"
+
+    items: list[bytes] = []
+    with zipfile.ZipFile(path, "w") as archive:
+        for n, (name, numbers) in enumerate(tensors.items()):
+            kept = several(text("storage"), b"ctorch\nFloatStorage\n", text(str(n)), text("cpu"), whole(numbers.size))
+            shape, strides = several(whole(*numbers.shape)), several(whole(*_strides(numbers.shape)))
+            no_hooks = called(b"collections\nOrderedDict")
+            tensor = called(
+                b"torch._utils\n_rebuild_tensor_v2", kept + b"Q", whole(0), shape, strides, b"\x89", no_hooks
+            )
+            items += [text(name), tensor]
+            archive.writestr(f"archive/data/{n}", np.ascontiguousarray(numbers, "<f4").tobytes())
+        archive.writestr("archive/data.pkl", b"\x80\x02}(" + b"".join(items) + b"u.")
+        archive.writestr("archive/version", "3\n")
+
+
+def _strides(shape: Shape) -> list[int]:
+    return [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
 
 
 def _tensors(shapes: dict[str, Shape], seed: int) -> dict[str, Numbers]:

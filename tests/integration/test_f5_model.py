@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import threading
@@ -34,6 +35,7 @@ from pipeline.errors import ConfigError, EngineFailed, EngineNotReady, InvalidIn
 from serverless.errors import JobError
 from serverless.speech import Reference, Speech, default_reference, prepare_reference, synthesize
 
+ROOT = Path(__file__).resolve().parents[2]
 RATE = 24_000
 STEPS = 3
 TEXT = "This is one sentence. " * 3  # two chunks, of a model that speaks for at most 5 s
@@ -470,6 +472,21 @@ def test_the_tiny_weights_are_the_same_for_the_same_seed(files: F5Files, tmp_pat
     again, other = write_tiny_f5(tmp_path / "again"), write_tiny_f5(tmp_path / "other", seed=6)
     name = files.checkpoint.name
     assert (again / name).read_bytes() == files.checkpoint.read_bytes() != (other / name).read_bytes()
+
+
+def test_the_tiny_weights_are_written_without_torch_and_torch_writes_the_same(files: F5Files, tmp_path: Path) -> None:
+    """The local endpoint's demonstration writes them at each start."""
+    code = "import sys; from pathlib import Path; from pipeline.engines.tiny_f5 import write_tiny_f5; "
+    code += "write_tiny_f5(Path(sys.argv[1])); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "tiny")], cwd=ROOT, check=True)
+    path = tmp_path / "tiny" / "vocos" / "pytorch_model.bin"
+    assert path.read_bytes() == (files.vocoder / path.name).read_bytes()
+    ours = torch.load(path, weights_only=True)
+    torch.save(ours, path)
+    again = torch.load(path, weights_only=True)
+    assert list(ours) == list(again)
+    assert all(torch.equal(ours[name], again[name]) for name in ours)
+    assert [one.stride() for one in ours.values()] == [one.contiguous().stride() for one in again.values()]
 
 
 # --- the app's adapter
