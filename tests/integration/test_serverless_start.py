@@ -8,8 +8,10 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -75,21 +77,42 @@ def test_importing_the_handler_loads_no_model_library_and_no_client() -> None:
     assert set(done.stdout.split()) & HEAVY == set()
 
 
+@pytest.fixture
+def bare() -> Iterator[None]:
+    """No variable of a worker is set, nor is any left behind that it sets itself."""
+    with patch.dict(os.environ):
+        for variable in VARIABLES:
+            os.environ.pop(variable, None)
+        handler.the_worker.cache_clear()
+        yield
+        handler.the_worker.cache_clear()
+
+
+def test_a_process_whose_configuration_is_wrong_writes_one_line_and_gives_1() -> None:
+    done = started()
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "S3_BUCKET is required, unless STORAGE=local" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.usefixtures("bare")
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({}, "S3_BUCKET is required, unless STORAGE=local"),
         ({"S3_BUCKET": "a-bucket", "AWS_ACCESS_KEY_ID": CANARY}, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
         ({"STORAGE": "local", "PROCESSING_TIMEOUT": "never"}, "PROCESSING_TIMEOUT"),
     ],
 )
-def test_a_wrong_configuration_stops_the_start_with_one_line(variables: dict[str, str], message: str) -> None:
-    done = started(**variables)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert CANARY not in done.stderr
+def test_a_wrong_configuration_stops_the_start_with_one_line(
+    variables: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.environ.update(variables)
+    assert handler.main([]) == 1
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert message in written.err
+    assert len(written.err.splitlines()) == 1
+    assert CANARY not in written.err
 
 
 def test_a_check_that_fails_ends_the_worker_before_it_takes_a_job(tmp_path: Path) -> None:
@@ -122,18 +145,24 @@ def test_the_check_of_a_worker_without_network_and_pip_is_a_report_and_gives_0(t
     assert CANARY not in done.stdout + done.stderr
 
 
-def test_the_check_names_everything_that_is_wrong_and_gives_1(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("bare", "logging_as_it_was")
+def test_the_check_names_everything_that_is_wrong_and_gives_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     (tmp_path / "file").write_text("")
     wrong = {"F5_MODEL_DIR": str(tmp_path / "nowhere"), "GOOGLE_CREDENTIALS_JSON": CANARY, "WATERMARK": "true"}
     local = {"STORAGE": "local", "STORAGE_DIR": str(tmp_path / "file"), "MODEL_CACHE_DIR": str(tmp_path)}
-    done = started("--check", **wrong, **local, CACHE_DIR=str(tmp_path), CUDA_VISIBLE_DEVICES="-1")
-    report = json.loads(done.stdout)
+    os.environ.update(wrong | local | {"CACHE_DIR": str(tmp_path)})
+    status = handler.main(["--check"])
+    written = capsys.readouterr()
+    report = json.loads(written.out)
     messages = {check["name"]: check["message"] for check in report["checks"] if not check["ok"]}
-    assert (done.returncode, report["ok"]) == (1, False)
+    assert (status, report["ok"]) == (1, False)
     assert set(messages) == {"storage", "google", "watermark", "device", "model"}
     assert "ALLOW_CPU=true" in messages["device"]
     assert "GOOGLE_CREDENTIALS_JSON" in messages["google"]
-    assert CANARY not in done.stdout + done.stderr
+    assert CANARY not in written.out + written.err
 
 
 def test_a_worker_whose_model_hangs_does_not_wait_for_it_when_it_leaves(tmp_path: Path) -> None:
@@ -142,10 +171,8 @@ def test_a_worker_whose_model_hangs_does_not_wait_for_it_when_it_leaves(tmp_path
     assert '"worker.model_hangs"' in done.stdout
 
 
-async def test_a_job_of_a_worker_that_is_configured_wrong_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in VARIABLES:
-        monkeypatch.delenv(variable, raising=False)
-    handler.the_worker.cache_clear()
+@pytest.mark.usefixtures("bare")
+async def test_a_job_of_a_worker_that_is_configured_wrong_is_told_so() -> None:
     answer = await handler.handler({"id": "job-1", "input": {"endpoint": "info"}})
     assert answer["error"] == "MODEL_UNAVAILABLE: S3_BUCKET is required, unless STORAGE=local"
 
