@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ui.sidebar import POINTS, LoadHistory, machine_html, session_html
+from ui.sidebar import POINTS, TICK_S, LoadHistory, machine_html, plot_html, session_html
 
 GIB = 1024**3
 
@@ -43,7 +43,8 @@ def test_what_is_not_known_is_a_dash() -> None:
     assert machine_html(metrics(**unknown)).count("–") == 2
     history = LoadHistory()
     history.add(metrics(**unknown), 0.0)
-    assert history.frame(0.0).empty
+    assert history.lines(0.0) == {}
+    assert "polyline" not in plot_html({})
 
 
 def test_a_conversation_without_turns_says_what_to_do() -> None:
@@ -58,7 +59,16 @@ def test_the_plot_keeps_a_few_minutes_however_many_pages_ask() -> None:
     for tick in range(2 * POINTS):
         history.add(metrics(), tick * 2.0)
         history.add(metrics(), tick * 2.0 + 0.5)
-    frame = history.frame(2 * POINTS * 2.0)
-    assert len(frame) == 3 * POINTS
-    assert set(frame["what"]) == {"CPU", "Memory", "GPU"}
-    assert frame["seconds"].max() <= 0
+    lines = history.lines(2 * POINTS * 2.0)
+    assert set(lines) == {"CPU", "Memory", "GPU"}
+    for line in lines.values():
+        assert len(line) == POINTS
+        assert all(0 <= ago <= POINTS * TICK_S for ago, _ in line)
+
+
+def test_each_line_is_drawn_from_the_left_to_now_at_its_height() -> None:
+    drawn = plot_html({"CPU": [(240.0, 0.0), (120.5, 25.5), (0.0, 100.0)], "GPU <b>": [(2.0, 40.0)]})
+    assert 'viewBox="0 0 240 100"' in drawn
+    assert '<polyline class="vp-line-0" points="0,100 119.5,74.5 240,0"/>' in drawn
+    assert '<polyline class="vp-line-1" points="238,60"/>' in drawn
+    assert "GPU &lt;b&gt;" in drawn
