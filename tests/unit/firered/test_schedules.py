@@ -50,13 +50,14 @@ def scripts(seed: int, n: int) -> list[Script]:
     return made
 
 
-def stage_for(checkpoint: Path, runner: type[StepRunner], n_slots: int) -> Stage:
-    return Stage(checkpoint, ends_every=5, capacity=192, n_slots=n_slots, runner=runner)  # 192 rows: histories are cut
+def stage_for(checkpoint: Path, runner: type[StepRunner], n_slots: int, *, flat: bool = True) -> Stage:
+    """Histories are cut: there are 192 rows."""
+    return Stage(checkpoint, ends_every=5, capacity=192, n_slots=n_slots, runner=runner, flat=flat)
 
 
-def alone(checkpoint: Path, script: Script) -> list[np.ndarray[tuple[int], np.dtype[np.float32]]]:
+def alone(checkpoint: Path, script: Script, *, flat: bool = True) -> list[np.ndarray[tuple[int], np.dtype[np.float32]]]:
     """The audio of each piece when nobody else speaks and nothing is read late."""
-    stage = stage_for(checkpoint, StepRunner, 1)
+    stage = stage_for(checkpoint, StepRunner, 1, flat=flat)
     stream = stage.open(*script.texts, options=script.options)
     while (idle_s := stage.tick()) is not None:
         stage.now_s += idle_s + 1e-3  # more than a rounding error of the clock
@@ -114,19 +115,19 @@ class Play:
         return len(self.streams) == len(self.scripts) and self.stage.scheduler.n_streams == 0
 
 
-@pytest.mark.parametrize(("runner", "seed"), [(StepRunner, 0), (LateRunner, 1)])
+@pytest.mark.parametrize(("runner", "seed", "flat"), [(StepRunner, 0, True), (LateRunner, 1, False)])
 def test_a_stream_sounds_as_it_does_alone_whatever_happens_around_it(
-    checkpoint: Path, runner: type[StepRunner], seed: int
+    checkpoint: Path, runner: type[StepRunner], seed: int, flat: bool
 ) -> None:
     acts = scripts(seed, 5)
-    play = Play(stage_for(checkpoint, runner, 3), acts, seed)
+    play = Play(stage_for(checkpoint, runner, 3, flat=flat), acts, seed)
     play.run()
     stage = play.stage
     assert stage.scheduler.stats.n_trims > 0
     for stream, script in zip(play.streams, acts, strict=True):
         (end,) = [event for event in stage.events[stream] if isinstance(event, StreamEnd)]
         assert end is stage.events[stream][-1]
-        for piece, whole in enumerate(alone(checkpoint, script)):
+        for piece, whole in enumerate(alone(checkpoint, script, flat=flat)):
             heard = stage.audio(stream, piece)
             assert end.cancelled or len(heard) == len(whole)
             np.testing.assert_allclose(heard, whole[: len(heard)], atol=1e-5)
