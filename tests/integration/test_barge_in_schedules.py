@@ -58,14 +58,21 @@ STEPS = st.lists(
     network_s=st.sampled_from([0.0, 0.03, 0.15]),
     real_time_factor=st.sampled_from([0.05, 0.3, 1.3]),
     reports=st.booleans(),
+    tick_s=st.sampled_from([0.02, 0.05, 0.1]),
     fails=st.booleans(),
 )
 async def test_any_schedule_keeps_the_promises(
-    steps: list[Step], replies: list[str], network_s: float, real_time_factor: float, reports: bool, fails: bool
+    steps: list[Step],
+    replies: list[str],
+    network_s: float,
+    real_time_factor: float,
+    reports: bool,
+    tick_s: float,
+    fails: bool,
 ) -> None:
     script: list[str | Exception] = [*replies, EngineFailed("no", stage="llm")] if fails else [*replies]
     tts = ScriptedTts(real_time_factor=real_time_factor)
-    async with Talk(replies=script, network_s=network_s, reports=reports, tts=tts) as talk:
+    async with Talk(replies=script, network_s=network_s, reports=reports, tts=tts, tick_s=tick_s) as talk:
         for step in steps:
             await talk.hush(step.wait_s)
             if step.what in ("say", "cough"):

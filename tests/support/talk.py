@@ -23,6 +23,7 @@ from tests.support.scripted import ScriptedAsr, ScriptedLlm, ScriptedTts, Script
 
 IN_RATE = OUT_RATE = 24000
 TICK_S = 0.02
+REPORT_S = 0.1
 
 
 @dataclass
@@ -77,7 +78,9 @@ class Talk:
         reports: bool = True,
         options: dict[str, Any] | None = None,
         turn: dict[str, Any] | None = None,
+        tick_s: float = TICK_S,
     ) -> None:
+        self.tick_s = tick_s  # between two chunks of the microphone, and of what the player plays
         self.asr = asr or ScriptedAsr(list(said))
         self.llm = llm or ScriptedLlm(list(replies))
         self.tts = tts or ScriptedTts()
@@ -139,7 +142,7 @@ class Talk:
 
     async def say(self, seconds: float) -> None:
         """Speak for so long."""
-        self._microphone.extend([0.5] * round(seconds / TICK_S))
+        self._microphone.extend([0.5] * round(seconds / self.tick_s))
         await self._heard()
 
     async def hush(self, seconds: float) -> None:
@@ -150,15 +153,15 @@ class Talk:
         """The nth event of a kind that the client was told."""
         async with asyncio.timeout(timeout_s):
             while len(found := self.all(kind)) < n:
-                await asyncio.sleep(TICK_S)
+                await asyncio.sleep(self.tick_s)
         return found[n - 1]
 
     async def quiet(self, timeout_s: float = 120.0) -> None:
         """Wait until nothing is being said, made or heard."""
-        await asyncio.sleep(0.1)  # what was just said is on its way
+        await asyncio.sleep(5 * self.tick_s)  # what was just said is on its way
         async with asyncio.timeout(timeout_s):
             while self.session.state != ("silent", "idle") or self.player.ring or self.session.outbox.n_pending:
-                await asyncio.sleep(TICK_S)
+                await asyncio.sleep(self.tick_s)
             await asyncio.sleep(2 * self.network_s + 0.2)
 
     def all(self, kind: type[Event]) -> list[Any]:
@@ -176,15 +179,15 @@ class Talk:
 
     async def _heard(self) -> None:
         while self._microphone:
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(self.tick_s)
 
     async def _mic(self) -> None:
-        n_samples = round(TICK_S * self.session.options.input_sample_rate)
+        n_samples = round(self.tick_s * self.session.options.input_sample_rate)
         while True:
             level = self._microphone.popleft() if self._microphone else 0.0
             samples = np.full(n_samples, level, np.float32)
             self.session.feed(AudioChunk(samples, self.session.options.input_sample_rate))
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(self.tick_s)
 
     async def _read(self) -> None:
         loop = asyncio.get_running_loop()
@@ -211,16 +214,16 @@ class Talk:
 
     async def _play(self) -> None:
         loop = asyncio.get_running_loop()
-        tick = 0
+        tick, ticks_a_report = 0, round(REPORT_S / self.tick_s)
         while True:
             before = dict(self.player.played)
-            self.player.play(round(TICK_S * OUT_RATE), loop.time())
+            self.player.play(round(self.tick_s * OUT_RATE), loop.time())
             tick += 1
             for turn, samples in self.player.played.items():
                 ended = not self.player.ring and before.get(turn) != samples
-                if ended or (tick % 5 == 0 and before.get(turn) != samples):
+                if ended or (tick % ticks_a_report == 0 and before.get(turn) != samples):
                     self._report(turn)
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(self.tick_s)
 
     def _later(self, call: Any, *args: Any) -> None:
         if self.network_s:
