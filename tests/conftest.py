@@ -143,5 +143,6 @@ def logging_as_it_was() -> Iterator[None]:
     structlog.reset_defaults()
     structlog.contextvars.clear_contextvars()
     for logger, level, propagate, disabled, handlers in kept:
-        logger.setLevel(level)
+        if logger.level != level:  # each time it is set, all loggers are gone through
+            logger.setLevel(level)
         logger.propagate, logger.disabled, logger.handlers[:] = propagate, disabled, handlers
