@@ -82,9 +82,7 @@ pytestmark = pytest.mark.models
 
 
 @pytest.mark.parametrize(("voice", "is_marked"), [("anna", True), ("bruno", False)])
-async def test_what_a_cloned_voice_says_is_marked_at_every_door(
-    rest: Rest, watermarker: Watermarker, voice: str, is_marked: bool
-) -> None:
+async def test_what_a_cloned_voice_says_is_marked_at_every_door(rest: Rest, voice: str, is_marked: bool) -> None:
     body = {"text": "It is so.", "format": "pcm", "voice": voice}
     spoken = {"/api/tts": heard(await rest.client.post("/api/tts", json=body))}
     body = {"model": "x", "input": "It is so.", "response_format": "pcm", "voice": voice}
@@ -100,7 +98,6 @@ async def test_what_a_cloned_voice_says_is_marked_at_every_door(
         spoken["/v1/realtime"] = AudioChunk.from_pcm16(client.pcm, TTS_RATE)
     for door, audio in spoken.items():
         assert audio.seconds == pytest.approx(speech().seconds, abs=0.01), door
-        assert (watermarker.detect(audio) >= THRESHOLD) is is_marked, door
         detection = (await asked(rest, file_bytes(audio, "wav"))).json()
         assert detection["watermarked"] is is_marked, door
 
@@ -116,7 +113,7 @@ async def test_a_compressed_file_is_heard_as_well(rest: Rest) -> None:
 async def test_marked_speech_is_found_at_the_end_of_a_long_recording(rest: Rest, watermarker: Watermarker) -> None:
     stream = watermarker.stream(TTS_RATE)
     marked = AudioChunk(np.concatenate([stream.add(speech().samples), stream.flush()]), TTS_RATE)
-    recording = [speech()] * 12
+    recording = [speech()] * 6
     assert (await asked(rest, file_bytes(concat(recording, TTS_RATE), "wav"))).json()["watermarked"] is False
     assert (await asked(rest, file_bytes(concat([*recording, *[marked] * 4], TTS_RATE), "wav"))).json()["watermarked"]
 
