@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -17,9 +18,11 @@ from api.access import first_start
 from api.application import Server
 from api.http_server import HttpServer, leave
 from logs import configure_logging, release_logging
+from pipeline.engines.base import Engines, Voice
 from pipeline.engines.tiny_models import write_tiny_models
 from pipeline.errors import ConfigError, VoicepodError
 from pipeline.model_needs import require_models
+from pipeline.turn import Waits
 from pipeline.warm_up import warm_turn
 from private_files import make_private_directory
 from settings import Settings
@@ -52,6 +55,13 @@ def main(argv: list[str] | None = None) -> int:
         release_logging()
 
 
+async def warm_up(engines: Engines, *, voice: Voice, instructions: str, waits: Waits) -> None:
+    """A turn before the first one. What is there by then stays: to look through all of it stops each talk for 0.3 s."""
+    await warm_turn(engines, voice=voice, instructions=instructions, waits=waits)
+    gc.collect()
+    gc.freeze()
+
+
 def serve(settings: Settings) -> int:
     """Run the server. An engine that cannot load ends it with the reason."""
     fatal: list[BaseException] = []
@@ -60,7 +70,7 @@ def serve(settings: Settings) -> int:
         fatal.append(error)
         http.should_exit = True
 
-    server = Server(settings, on_fatal=stop_for, warm_up=warm_turn)
+    server = Server(settings, on_fatal=stop_for, warm_up=warm_up)
     ui.mount(
         server.app,
         ui.PageContext(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import importlib
 import logging
 import os
@@ -183,6 +184,7 @@ class Host:
         match head.get("method", packet.type):
             case "load":
                 await engine.load()
+                gc.freeze()  # a loaded model stays; to look through all of it would stop whoever speaks
                 self.send({"type": "info", "kind": head["kind"], "info": INFO.dump_python(engine.info, mode="json")})
             case "transcribe" | "transcribe_words" as method:
                 heard = await getattr(engine, method)(audio_of(packet), language=head["language"])

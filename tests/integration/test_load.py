@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from dataclasses import replace
 
 import httpx
 import pytest
 
+import app
 from api.ledger import GB, CardMemory
 from pipeline.audio import AudioChunk
 from pipeline.engines.asr_by_load import AsrByLoad, with_light_model
@@ -49,6 +51,13 @@ async def test_a_turn_that_nobody_hears_goes_through_all_engines() -> None:
     assert utterance.seconds == pytest.approx(len(WORDS) * 0.06, abs=0.01)
     assert [(m.role, m.content) for m in messages] == [("system", "Be brief."), ("user", "so it was heard")]
     assert (llm.open_streams, tts.open_streams) == (0, 0)
+
+
+async def test_what_the_server_has_made_by_then_is_not_looked_through_in_a_talk() -> None:
+    made = [object() for _ in range(10)]
+    engines = Engines(ScriptedVad(), ScriptedAsr(["heard"]), ScriptedLlm(["answer"]), ScriptedTts())
+    await app.warm_up(engines, voice=VOICES[0], instructions="Be brief.", waits=WAITS)
+    assert not any(thing is made for thing in gc.get_objects())
 
 
 async def test_an_engine_that_fails_or_hangs_in_it_is_told_by_its_error() -> None:
