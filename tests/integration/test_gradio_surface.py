@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import inspect
 import itertools
@@ -234,3 +235,19 @@ def test_the_import_of_gradio_leaves_python_as_it_was_and_each_event_its_own_doc
     assert gc.isenabled()
     for component in (gr.Textbox, gr.Slider):
         assert component.__name__ in str(component.change.__doc__)
+
+
+async def test_gradios_queue_which_nothing_uses_does_not_look_for_work(scripted: ScriptedServer) -> None:
+    loop, looks = asyncio.get_running_loop(), 0
+    call_at = loop.call_at
+
+    def counted(*args: Any, **kwargs: Any) -> asyncio.TimerHandle:
+        nonlocal looks
+        looks += 1
+        return call_at(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        async with scripted.app.router.lifespan_context(scripted.app):
+            patch.setattr(loop, "call_at", counted)
+            await asyncio.sleep(0.3)
+    assert looks < 20  # 1000 a second were usual

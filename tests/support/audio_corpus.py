@@ -20,6 +20,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,7 @@ def file_of(samples: Samples, rate: int = 16000, container: str = "WAV", subtype
     return buffer.getvalue()
 
 
+@cache
 def ffmpeg_made(*arguments: str, suffix: str, wav: bytes | None = None) -> bytes:
     """What the ffmpeg program makes of a tone; into a file, so that formats which go back at the end can."""
     with tempfile.TemporaryDirectory() as folder:
