@@ -72,6 +72,15 @@ def silent_browser(playwright_sync: Playwright, tmp_path_factory: pytest.TempPat
         yield browser
 
 
+@pytest.fixture(scope="module")
+def denied_browser(playwright_sync: Playwright) -> Iterator[Browser]:
+    """A browser that gives nobody the microphone, and that knows this machine by a second name."""
+    with chromium(
+        playwright_sync, microphone=None, args=("--host-resolver-rules=MAP voicepod.test 127.0.0.1",)
+    ) as browser:
+        yield browser
+
+
 @pytest.fixture
 def page(silent_browser: Browser, scripted: Running) -> Iterator[VoicePage]:
     """The page in a browser with a silent microphone."""

@@ -6,18 +6,20 @@ import io
 import json
 import re
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import soundfile
-from playwright.sync_api import Browser, Playwright, expect
+from playwright.sync_api import Browser, ViewportSize, expect
 
-from tests.support.browser import VoicePage, chromium
+from tests.support.browser import VoicePage
 from tests.support.scripted_server import REPLY, SENTENCE_S, Running
 from tests.support.tcp_proxy import tcp_proxy
 from tests.support.widget_page import PATH as WIDGET
 
 WHOLE = " ".join(REPLY)
 RATE = 24_000
+SHORT_S = 0.3  # where an answer only has to come to its end
 LONG_S = 20.0  # a sentence that a busy machine cannot miss the middle of
 
 
@@ -133,9 +135,10 @@ def test_a_flush_of_the_server_drops_what_is_still_on_its_way(widget: VoicePage,
     assert [piece for piece in widget.played() if piece["turn"] == 1] == played
 
 
-def test_an_example_question_needs_no_microphone(playwright_sync: Playwright, scripted: Running) -> None:
-    with chromium(playwright_sync, microphone=None) as browser:
-        page = VoicePage(browser.new_context(), scripted.url).open()
+def test_an_example_question_needs_no_microphone(denied_browser: Browser, scripted: Running) -> None:
+    scripted.server.sentence_s = SHORT_S
+    with closing(denied_browser.new_context()) as context:
+        page = VoicePage(context, scripted.url + WIDGET).open()
         page.button("How big is the sun?").click()
         expect(page.page.locator(".message.assistant .words")).to_have_text(WHOLE)
         assert page.messages()[0] == ("You", "How big is the sun?")
@@ -143,9 +146,9 @@ def test_an_example_question_needs_no_microphone(playwright_sync: Playwright, sc
         page.wait_for_state("typing")
 
 
-def test_a_denied_microphone_is_explained_and_typing_goes_on(playwright_sync: Playwright, scripted: Running) -> None:
-    with chromium(playwright_sync, microphone=None) as browser:
-        page = VoicePage(browser.new_context(), scripted.url).open()
+def test_a_denied_microphone_is_explained_and_typing_goes_on(denied_browser: Browser, scripted: Running) -> None:
+    with closing(denied_browser.new_context()) as context:
+        page = VoicePage(context, scripted.url + WIDGET).open()
         page.button("Start").click()
         alert = page.page.get_by_role("alert")
         expect(alert.get_by_role("heading", name="The microphone is blocked")).to_be_visible()
@@ -157,12 +160,10 @@ def test_a_denied_microphone_is_explained_and_typing_goes_on(playwright_sync: Pl
         page.page.locator(".message.assistant").wait_for()
 
 
-def test_a_page_without_https_says_how_to_get_it_and_still_answers(
-    playwright_sync: Playwright, scripted: Running
-) -> None:
-    rules = ("--host-resolver-rules=MAP voicepod.test 127.0.0.1",)
-    with chromium(playwright_sync, microphone=None, args=rules) as browser:
-        page = VoicePage(browser.new_context(), scripted.url.replace("127.0.0.1", "voicepod.test")).open()
+def test_a_page_without_https_says_how_to_get_it_and_still_answers(denied_browser: Browser, scripted: Running) -> None:
+    scripted.server.sentence_s = SHORT_S
+    with closing(denied_browser.new_context()) as context:
+        page = VoicePage(context, scripted.url.replace("127.0.0.1", "voicepod.test")).open()
         page.button("Start").click()
         alert = page.page.get_by_role("alert")
         expect(alert).to_contain_text("--tls-cert CERT.pem --tls-key KEY.pem")
@@ -269,7 +270,9 @@ def test_a_cut_network_is_bridged_and_the_reply_goes_on_where_it_stopped(
         page.context.close()
 
 
-def test_a_reload_goes_on_with_the_conversation(page: VoicePage, scripted: Running) -> None:
+def test_a_reload_goes_on_with_the_conversation(widget: VoicePage, scripted: Running) -> None:
+    page = widget
+    scripted.server.sentence_s = SHORT_S
     page.type("How big is the sun?")
     expect(page.page.locator(".latency")).to_have_count(1)
     page.page.reload(wait_until="domcontentloaded")
@@ -366,6 +369,7 @@ def test_settings_reach_the_server_and_are_remembered(widget: VoicePage, scripte
 
 
 def test_the_transcript_and_the_sound_can_be_kept(widget: VoicePage, scripted: Running) -> None:
+    scripted.server.sentence_s = SHORT_S
     widget.button("Start").click()
     widget.wait_for_state("listening")
     widget.type("How big is the sun?")
@@ -415,11 +419,12 @@ def test_every_control_has_a_name(widget: VoicePage) -> None:
     assert widget.inside(f"{controls}.filter((c) => !{named}).map((c) => c.outerHTML)") == []
 
 
-def test_a_phone_shows_start_without_scrolling_sideways(playwright_sync: Playwright, scripted: Running) -> None:
-    with chromium(playwright_sync, microphone=None) as browser:
-        context = browser.new_context(
-            viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True, color_scheme="dark"
-        )
+def test_a_phone_shows_start_without_scrolling_sideways(denied_browser: Browser, scripted: Running) -> None:
+    scripted.server.sentence_s = SHORT_S
+    phone: ViewportSize = {"width": 390, "height": 844}
+    with closing(
+        denied_browser.new_context(viewport=phone, is_mobile=True, has_touch=True, color_scheme="dark")
+    ) as context:
         page = VoicePage(context, scripted.url).open()
         expect(page.button("Start")).to_be_in_viewport()
         page.type("How big is the sun?")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import soundfile
-from playwright.sync_api import Browser, Locator, Playwright, expect
+from playwright.sync_api import Browser, Locator, ViewportSize, expect
 
 from tests.e2e.test_page import wait_until
-from tests.support.browser import VoicePage, chromium
+from tests.support.browser import VoicePage
 from tests.support.scripted_server import Running
 from tests.support.scripted_voices import wav
 from tests.support.speech_clips import SPEECH
@@ -284,9 +285,9 @@ def test_a_poor_recording_leads_no_further_and_all_has_names_and_keys(widget: Vo
     assert widget.inside(f"{described}.flatMap((c) => {ids}).filter((id) => !voice.$(id))") == []
 
 
-def test_a_phone_shows_each_step_without_scrolling_sideways(playwright_sync: Playwright, scripted: Running) -> None:
-    with chromium(playwright_sync, microphone=None) as browser:
-        context = browser.new_context(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+def test_a_phone_shows_each_step_without_scrolling_sideways(denied_browser: Browser, scripted: Running) -> None:
+    phone: ViewportSize = {"width": 390, "height": 844}
+    with closing(denied_browser.new_context(viewport=phone, is_mobile=True, has_touch=True)) as context:
         page = open_voices(VoicePage(context, scripted.url).open())
         page.button("Record").click()
         expect(problem(page)).to_contain_text("The microphone is blocked")
