@@ -28,6 +28,7 @@ def server() -> Iterator[ServerProcess]:
     with server_processes() as servers:
         settings = [f"system.engine_processes={','.join(GROUPS)}", f"scaling_config.restart_wait_s={WAIT_S / 2}"]
         settings.append(f"turn.asr_timeout_s={WAIT_S}")
+        settings += ["asr.threads=1", "tts.threads=1"]  # two would wait for each other: the matrices are tiny
         yield servers.start(*OPTIONS, *(word for pair in settings for word in ("--set", pair))).until_ready()
 
 
