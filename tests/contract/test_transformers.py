@@ -1,6 +1,7 @@
 """What only the transformers engine promises, on tiny weights: those of one answer, and random ones."""
 
 import asyncio
+import gc
 import json
 import shutil
 import socket
@@ -39,6 +40,17 @@ async def loaded(directory: Path, **options: Any) -> AsyncIterator[TransformersL
         yield llm
     finally:
         await llm.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_to_look_through() -> Iterator[None]:
+    """What torch and the other tests hold is no garbage: each engine that is closed would look through all of it."""
+    from pipeline.engines import chat_batch  # noqa: F401 (brings torch and transformers)
+
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
