@@ -11,7 +11,8 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,6 @@ from settings import Settings
 from tests.support.firered_tiny import write_checkpoint
 from tests.support.firered_tts import BRIEF, firered_settings, write_voice
 from tests.support.llama_server import KEY, llama_server
-from tests.support.speech_clips import Clip
 
 OPTIONAL = {"piper", "firered_upstream"}  # installed on request, never by the profile
 
@@ -74,15 +74,15 @@ def says(llm: Llm, text: str, word: str) -> bool:
     return text == ANSWER if llm.info.name == "transformers" else word in text
 
 
+def speaks_words(tts: Tts) -> bool:
+    """Whether it has trained weights."""
+    return tts.info.name not in ("firered", "f5")
+
+
 def needs_words(tts: Tts) -> None:
     """Skips what only trained weights can do."""
-    if tts.info.name in ("firered", "f5"):
+    if not speaks_words(tts):
         pytest.skip("random weights speak no words")
-
-
-def some(clips: list[Clip], asr: Asr) -> list[Clip]:
-    """All of them, or a few for the engine that takes seconds of a core for each and has the same weights."""
-    return clips[:2] if asr.info.name == "whisper" else clips
 
 
 def own_weights(name: str) -> dict[str, Any]:
@@ -109,26 +109,18 @@ SETTINGS_OF_TINY: dict[str, Callable[[], Settings]] = {
 }
 
 
-class BriefFireRed(FireRedTts):
-    """Random weights never end a piece themselves, in no process."""
-
-    @classmethod
-    def from_settings(cls, settings: Settings, *, limits: Any = BRIEF) -> FireRedTts:
-        return FireRedTts.from_settings(settings, limits=limits)
-
-
 def in_process(kind: EngineKind, name: str) -> Any:
     """The stand-in for an engine of tiny weights that lives in a process of its own."""
     system = {"engine_processes": (kind,), "gpu_device": "cpu"}
     settings = SETTINGS_OF_TINY[kind]()
     settings = settings.model_copy(update={"system": settings.system.model_copy(update=system)})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ENGINES["tts"], "firered", "tests.contract.conftest:BriefFireRed")
+        patch.setitem(ENGINES["tts"], "firered", "tests.support.firered_tts:BriefFireRed")
         return in_processes(settings)[0][kind]
 
 
-async def load_engine(kind: EngineKind, name: str) -> Any:
-    """A loaded engine of the default settings, or a skip that says what is missing."""
+async def load_engine(kind: EngineKind, name: str, **changed: Any) -> Any:
+    """A loaded engine of the default settings but for these sections, or a skip that says what is missing."""
     if name.endswith(IN_PROCESS):
         engine: Any = in_process(kind, name.removesuffix(IN_PROCESS))
         await engine.load()
@@ -139,7 +131,8 @@ async def load_engine(kind: EngineKind, name: str) -> Any:
         engine = F5Tts.from_settings(tiny_f5(), n_steps=4)
     else:
         llm = {"threads": 1, **remote(name), **own_weights(name)}
-        engine = create_engine(kind, name, Settings.model_validate({"asr": {"threads": 1}, "llm": llm}))
+        sections = {"asr": {"threads": 1}, "llm": llm, "tts": {"threads": 1}}
+        engine = create_engine(kind, name, Settings.model_validate(sections | changed))
     try:
         await engine.load()
     except ConfigError as error:
@@ -164,37 +157,63 @@ async def idle(engine: Any) -> None:
         await worker.idle()
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session", params=sorted(ENGINES["vad"]))
-async def vad(request: pytest.FixtureRequest) -> AsyncIterator[Vad]:
-    engine = await load_engine("vad", request.param)
-    yield engine
-    await engine.close()
+KEPT = ("faster_whisper", "kokoro", "piper")  # several fixtures give them, and each load takes seconds
 
-
-@pytest_asyncio.fixture(scope="session", loop_scope="session", params=sorted(ENGINES["asr"]))
-async def asr(request: pytest.FixtureRequest) -> AsyncIterator[Asr]:
-    engine = await load_engine("asr", request.param)
-    yield engine
-    await engine.close()
+Kept = Callable[[EngineKind, str], Awaitable[Any]]
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def recogniser() -> AsyncIterator[Asr]:
-    """One that listens to the voices: with all of them every sentence would be heard several times."""
-    engine = await load_engine("asr", "faster_whisper")
+async def kept() -> AsyncIterator[Kept]:
+    """Loads an engine at the first call; it stays until the tests end."""
+    engines: dict[str, Any] = {}
+
+    async def get(kind: EngineKind, name: str) -> Any:
+        if name not in engines:
+            engines[name] = await load_engine(kind, name)
+        return engines[name]
+
+    yield get
+    for engine in engines.values():
+        await engine.close()
+
+
+@asynccontextmanager
+async def given(kind: EngineKind, name: str, kept: Kept) -> AsyncIterator[Any]:
+    """A loaded engine; it is closed after its tests if no others use it."""
+    if name in KEPT:
+        yield await kept(kind, name)
+        return
+    engine = await load_engine(kind, name)
     yield engine
     await engine.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session", params=sorted(ENGINES["vad"]))
+async def vad(request: pytest.FixtureRequest, kept: Kept) -> AsyncIterator[Vad]:
+    async with given("vad", request.param, kept) as engine:
+        yield engine
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session", params=sorted(ENGINES["asr"]))
+async def asr(request: pytest.FixtureRequest, kept: Kept) -> AsyncIterator[Asr]:
+    async with given("asr", request.param, kept) as engine:
+        yield engine
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def recogniser(kept: Kept) -> Asr:
+    """One that listens to the voices: with all of them every sentence would be heard several times."""
+    engine: Asr = await kept("asr", "faster_whisper")
+    return engine
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session", params=[*sorted(ENGINES["llm"]), OUR_LLM])
-async def llm(request: pytest.FixtureRequest) -> AsyncIterator[Llm]:
-    engine = await load_engine("llm", request.param)
-    yield engine
-    await engine.close()
+async def llm(request: pytest.FixtureRequest, kept: Kept) -> AsyncIterator[Llm]:
+    async with given("llm", request.param, kept) as engine:
+        yield engine
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session", params=[*sorted(ENGINES["tts"]), OUR_TTS])
-async def tts(request: pytest.FixtureRequest) -> AsyncIterator[Tts]:
-    engine = await load_engine("tts", request.param)
-    yield engine
-    await engine.close()
+async def tts(request: pytest.FixtureRequest, kept: Kept) -> AsyncIterator[Tts]:
+    async with given("tts", request.param, kept) as engine:
+        yield engine

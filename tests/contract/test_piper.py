@@ -6,20 +6,19 @@ import threading
 import psutil
 import pytest
 
-from pipeline.engines.base import Tts
-from pipeline.engines.tts_piper import VOICE
+from pipeline.engines.tts_piper import VOICE, PiperTts
 from pipeline.errors import EngineFailed
-from tests.contract.conftest import WAIT_S, load_engine
+from tests.contract.conftest import WAIT_S, Kept
 from tests.support.speech_clips import spoken
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="session")]
 
 
-async def test_a_killed_process_costs_one_piece_at_most_and_no_process_is_left() -> None:
-    known = {child.pid for child in psutil.Process().children(recursive=True)}
-    tts: Tts = await load_engine("tts", "piper")
-    (pid,) = {child.pid for child in psutil.Process().children(recursive=True)} - known
-    child = psutil.Process(pid)
+async def test_a_killed_process_costs_one_piece_at_most(kept: Kept) -> None:
+    tts: PiperTts = await kept("tts", "piper")
+    assert tts._program is not None
+    assert tts._program._process is not None
+    child = psutil.Process(tts._program._process.pid)
     assert "API" not in " ".join(child.environ())
 
     child.suspend()  # so that it cannot answer before it is killed
@@ -31,5 +30,4 @@ async def test_a_killed_process_costs_one_piece_at_most_and_no_process_is_left()
     with pytest.raises(EngineFailed):
         await speaking
     assert (await spoken(tts, VOICE, "This one is heard.")).seconds > 0.5
-    await tts.close()
-    assert {child.pid for child in psutil.Process().children(recursive=True)} == known
+    assert not psutil.pid_exists(child.pid)

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from pipeline.engines.base import Tts, create_engine
+from pipeline.engines.base import Tts
 from pipeline.errors import ConfigError
 from pipeline.matching import StockTable, listen, nearest
 from pipeline.models import locate
 from pipeline.speaker import MODEL_ID, SpeakerEncoder, similarity
 from pipeline.turn import Waits
 from settings import Settings
-from tests.contract.conftest import WAIT_S
+from tests.contract.conftest import WAIT_S, Kept
 from tests.unit.test_sample_quality import JFK
 
-pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="session")]
 
 WAITS = Waits(asr_s=WAIT_S, first_token_s=WAIT_S, token_s=WAIT_S, first_audio_s=WAIT_S, audio_s=WAIT_S)
 
@@ -35,17 +34,10 @@ def speakers() -> SpeakerEncoder:
         pytest.skip(str(error))
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def kokoro() -> AsyncIterator[Tts]:
-    tts: Tts = create_engine("tts", "kokoro", Settings())
-    try:
-        await tts.load()
-    except ConfigError as error:
-        if os.environ.get("VOICEPOD_REQUIRE_MODELS"):
-            raise
-        pytest.skip(str(error))
-    yield tts
-    await tts.close()
+@pytest_asyncio.fixture(loop_scope="session")
+async def kokoro(kept: Kept) -> Tts:
+    engine: Tts = await kept("tts", "kokoro")
+    return engine
 
 
 async def test_a_match_with_kokoro_takes_nobody_a_minute(kokoro: Tts, speakers: SpeakerEncoder, tmp_path: Path) -> None:

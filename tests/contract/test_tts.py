@@ -7,22 +7,27 @@ from contextlib import aclosing
 import jiwer
 import numpy as np
 import pytest
+import pytest_asyncio
 
 from pipeline.audio import concat
 from pipeline.engines.base import Asr, SpeechChunk, SpeechPiece, Tts, Voice
 from pipeline.errors import InvalidInput
-from tests.contract.conftest import WAIT_S, idle, needs_words
+from tests.contract.conftest import WAIT_S, idle, needs_words, speaks_words
 from tests.support.speech_clips import pieces, spoken
 from tests.support.words import plain
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="session")]
 
-SENTENCES = (
+# A talk of one reply. Random weights speak only the beginning of it.
+PIECES = (
+    "Well,",
+    "yes.",
     "The capital of France is Paris.",
-    "There are seven days in a week, and most people work on five of them.",
+    "There are seven days in a week,",
+    "and most people work on five of them.",
     "Why did the cat sit on the computer? It wanted to catch the mouse!",
-    "I would be happy to help you with that.",
 )
+SENTENCE = 2
 
 
 def a_voice(tts: Tts) -> Voice:
@@ -30,40 +35,56 @@ def a_voice(tts: Tts) -> Voice:
 
 
 async def chunks_of(tts: Tts, *texts: str) -> list[SpeechChunk]:
-    async with asyncio.timeout(WAIT_S), aclosing(tts.synthesize(pieces(*texts), voice=a_voice(tts))) as stream:  # type: ignore[type-var]
+    wait_s = WAIT_S * len(texts)
+    async with asyncio.timeout(wait_s), aclosing(tts.synthesize(pieces(*texts), voice=a_voice(tts))) as stream:  # type: ignore[type-var]
         return [chunk async for chunk in stream]
 
 
-async def test_what_is_spoken_is_understood_by_the_recogniser(tts: Tts, recogniser: Asr) -> None:
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def speech(tts: Tts) -> list[SpeechChunk]:
+    """What the engine gives for the pieces of the reply."""
+    return await chunks_of(tts, *(PIECES if speaks_words(tts) else PIECES[: SENTENCE + 1]))
+
+
+def of_pieces(speech: list[SpeechChunk], *indices: int) -> list[SpeechChunk]:
+    return [chunk for chunk in speech if chunk.piece_index in indices]
+
+
+def seconds(speech: list[SpeechChunk]) -> float:
+    return sum(chunk.audio.seconds for chunk in speech)
+
+
+async def test_what_is_spoken_is_understood_by_the_recogniser(
+    tts: Tts, speech: list[SpeechChunk], recogniser: Asr
+) -> None:
     needs_words(tts)
-    heard, seconds = [], 0.0
-    for sentence in SENTENCES:
-        audio = await spoken(tts, a_voice(tts), sentence)
-        seconds += audio.seconds
-        heard.append((await recogniser.transcribe(audio, language="en")).text)
-    assert seconds >= 10, "too little to judge by"
-    assert jiwer.wer([plain(s) for s in SENTENCES], [plain(h) for h in heard]) <= 0.15
+    audio = concat([chunk.audio for chunk in speech], tts.info.sample_rate)
+    assert 10 <= audio.seconds < 30, "too little to judge by, or too much to hear at once"
+    heard = await recogniser.transcribe(audio, language="en")
+    assert jiwer.wer(plain(" ".join(PIECES)), plain(heard.text)) <= 0.15
 
 
-async def test_each_piece_ends_with_one_mark_and_pieces_come_in_order(tts: Tts) -> None:
-    chunks = await chunks_of(tts, "Well,", "yes.", "Good.")
-    assert [chunk.piece_index for chunk in chunks if chunk.final] == [0, 1, 2]
-    assert [chunk.piece_index for chunk in chunks] == sorted(chunk.piece_index for chunk in chunks)
-    last_of_piece = {chunk.piece_index: chunk for chunk in chunks}
+async def test_each_piece_ends_with_one_mark_and_pieces_come_in_order(speech: list[SpeechChunk]) -> None:
+    indices = [chunk.piece_index for chunk in speech]
+    assert [chunk.piece_index for chunk in speech if chunk.final] == list(range(len(set(indices))))
+    assert len(set(indices)) > SENTENCE
+    assert indices == sorted(indices)
+    last_of_piece = {chunk.piece_index: chunk for chunk in speech}
     assert all(chunk.final for chunk in last_of_piece.values())
 
 
-async def test_audio_is_finite_audible_within_range_and_at_the_rate_of_info(tts: Tts) -> None:
-    chunks = await chunks_of(tts, "One sentence,", "and another one!")
-    for piece in (0, 1):
-        samples = concat([chunk.audio for chunk in chunks if chunk.piece_index == piece], tts.info.sample_rate).samples
+async def test_audio_is_finite_audible_within_range_and_at_the_rate_of_info(
+    tts: Tts, speech: list[SpeechChunk]
+) -> None:
+    for piece in {chunk.piece_index for chunk in speech}:
+        samples = concat([chunk.audio for chunk in of_pieces(speech, piece)], tts.info.sample_rate).samples
         assert np.isfinite(samples).all()
         assert 0.05 < np.abs(samples).max() <= 1.0
 
 
-async def test_speech_begins_and_ends_without_long_silence(tts: Tts) -> None:
+async def test_speech_begins_and_ends_without_long_silence(tts: Tts, speech: list[SpeechChunk]) -> None:
     needs_words(tts)
-    (chunk,) = await chunks_of(tts, "Good morning.")
+    (chunk,) = of_pieces(speech, SENTENCE)
     loud = np.flatnonzero(np.abs(chunk.audio.samples) > 0.02)
     assert loud[0] < 0.1 * chunk.audio.sample_rate
     assert 0.1 < (chunk.audio.n_samples - loud[-1]) / chunk.audio.sample_rate < 0.4
@@ -78,20 +99,9 @@ async def test_what_cannot_be_pronounced_gives_a_mark_without_audio(tts: Tts, te
     assert chunk.audio.n_samples == 0
 
 
-async def test_the_first_audio_comes_before_the_second_piece_is_asked_for(tts: Tts) -> None:
-    asked: list[int] = []
-
-    async def watched() -> AsyncIterator[SpeechPiece]:
-        async for piece in pieces("Hello.", "How are you?", "And you?"):
-            asked.append(piece.index)
-            yield piece
-
-    async with asyncio.timeout(WAIT_S), aclosing(tts.synthesize(watched(), voice=a_voice(tts))) as stream:  # type: ignore[type-var]
-        first = await anext(stream)
-        assert (first.piece_index, asked) == (0, [0])
-
-
-async def test_no_more_than_one_piece_is_prepared_ahead(tts: Tts) -> None:
+async def test_the_first_audio_comes_before_the_second_piece_is_asked_for_and_only_one_is_prepared_ahead(
+    tts: Tts,
+) -> None:
     asked: list[int] = []
     second_asked = asyncio.Event()
 
@@ -103,9 +113,10 @@ async def test_no_more_than_one_piece_is_prepared_ahead(tts: Tts) -> None:
             yield piece
 
     async with asyncio.timeout(WAIT_S), aclosing(tts.synthesize(watched(), voice=a_voice(tts))) as stream:  # type: ignore[type-var]
-        async for chunk in stream:
-            if chunk.final:
-                break
+        chunk = await anext(stream)
+        assert (chunk.piece_index, asked) == (0, [0])
+        while not chunk.final:
+            chunk = await anext(stream)
         await second_asked.wait()
         await idle(tts)
         assert asked == [0, 1]
@@ -130,20 +141,19 @@ async def test_closing_within_a_piece_leaves_the_lane_idle(tts: Tts) -> None:
 SPREAD = {"f5": 0.05, "kokoro": 0.01, "piper": 0.3, "firered": 0.01, "firered_upstream": 0.5}
 
 
-async def test_two_talks_at_once_get_their_own_audio(tts: Tts) -> None:
-    alone = [await chunks_of(tts, "One.", "Two."), await chunks_of(tts, "A much longer sentence this is.")]
-    together = await asyncio.gather(chunks_of(tts, "One.", "Two."), chunks_of(tts, "A much longer sentence this is."))
-    for one, other in zip(alone, together, strict=True):
-        assert [c.piece_index for c in one if c.final] == [c.piece_index for c in other if c.final]
-        seconds, seconds_again = (sum(c.audio.seconds for c in chunks) for chunks in (one, other))
-        assert seconds == pytest.approx(seconds_again, rel=SPREAD[tts.info.name])
+async def test_two_talks_at_once_get_their_own_audio(tts: Tts, speech: list[SpeechChunk]) -> None:
+    talks = [tuple(range(SENTENCE)), (SENTENCE,)]
+    together = await asyncio.gather(*(chunks_of(tts, *(PIECES[i] for i in indices)) for indices in talks))
+    for indices, chunks in zip(talks, together, strict=True):
+        assert [chunk.piece_index for chunk in chunks if chunk.final] == list(range(len(indices)))
+        alone = of_pieces(speech, *indices)
+        assert seconds(chunks) == pytest.approx(seconds(alone), rel=SPREAD[tts.info.name])
 
 
-async def test_speed_makes_speech_shorter(tts: Tts) -> None:
+async def test_speed_makes_speech_shorter(tts: Tts, speech: list[SpeechChunk]) -> None:
     voice = a_voice(tts)
     fast = Voice(voice.id, voice.name, voice.language, speed=1.5)
-    text = "This sentence is spoken twice."
-    assert (await spoken(tts, fast, text)).seconds < 0.8 * (await spoken(tts, voice, text)).seconds
+    assert (await spoken(tts, fast, PIECES[SENTENCE])).seconds < 0.8 * seconds(of_pieces(speech, SENTENCE))
 
 
 async def test_an_unknown_voice_is_refused(tts: Tts) -> None:

@@ -358,12 +358,24 @@ async def test_an_english_model_hears_english_and_refuses_no_language() -> None:
 
 
 @pytest.mark.models
-async def test_a_ctranslate2_directory_of_ones_own_serves_the_other_engine_too() -> None:
+async def test_a_ctranslate2_directory_of_ones_own_serves_the_other_engine_too(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings.model_validate({"asr": {"path": real("whisper-tiny.en"), "device": "cpu", "threads": 1}})
     engine = FasterWhisperAsr.from_settings(settings)
     await engine.load()
     clip = questions()[0]
-    assert plain((await engine.transcribe(clip.audio, language=None)).text) == plain(clip.text)
+    assert engine._loaded is not None
+    encode, n_encoded = engine._loaded.encode, 0
+
+    def counted(features: Any) -> Any:
+        nonlocal n_encoded
+        n_encoded += 1
+        return encode(features)
+
+    monkeypatch.setattr(engine._loaded, "encode", counted)
+    for transcribe in (engine.transcribe, engine.transcribe_words):
+        for language in ("en", None):
+            assert plain((await transcribe(clip.audio, language=language)).text) == plain(clip.text)
+    assert n_encoded == 4  # one run of the encoder each, word times or not
     await engine.close()
 
 

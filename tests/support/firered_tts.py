@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from firered import GuardLimits, VoicePrompt
+from pipeline.engines.tts_firered import FireRedTts
 from settings import Settings
 
 CODEBOOK_SIZE = 64  # of the tiny checkpoint
@@ -15,6 +16,14 @@ CODEBOOK_SIZE = 64  # of the tiny checkpoint
 # Random weights never end a piece themselves. Here every frame counts as silence, so that six of them end it.
 BRIEF_FRAMES = 6
 BRIEF = GuardLimits(silent_frames=BRIEF_FRAMES, silence_rms=10.0)
+
+
+class BriefFireRed(FireRedTts):
+    """Ends its pieces in an engine process too, which imports this module."""
+
+    @classmethod
+    def from_settings(cls, settings: Settings, *, limits: Any = BRIEF) -> FireRedTts:
+        return FireRedTts.from_settings(settings, limits=limits)
 
 
 def firered_settings(model: Path, voices: Path, **sections: dict[str, Any]) -> Settings:
