@@ -373,9 +373,8 @@ async def test_a_ctranslate2_directory_of_ones_own_serves_the_other_engine_too(m
 
     monkeypatch.setattr(engine._loaded, "encode", counted)
     for transcribe in (engine.transcribe, engine.transcribe_words):
-        for language in ("en", None):
-            assert plain((await transcribe(clip.audio, language=language)).text) == plain(clip.text)
-    assert n_encoded == 4  # one run of the encoder each, word times or not
+        assert plain((await transcribe(clip.audio, language=None)).text) == plain(clip.text)
+    assert n_encoded == 2  # one run of the encoder each, word times or not
     await engine.close()
 
 
