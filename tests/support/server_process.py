@@ -58,7 +58,8 @@ class ServerProcess:
             "PYTHONPATH": f"{ROOT}{os.pathsep}{programs}",
             "VOICEPOD_DATA": str(folder / "data"),
             "VOICEPOD__ACCESS__MODE": "open",
-            "VOICEPOD__LLM__THREADS": "1",  # beside other tests, llama.cpp's threads would wait for each other
+            # Beside other tests an engine's threads would wait for each other.
+            **{f"VOICEPOD__{kind}__THREADS": "1" for kind in ("ASR", "LLM", "TTS")},
         }
         with self._output.open("wb") as output, self._errors.open("wb") as errors:
             self.process = subprocess.Popen(
