@@ -46,7 +46,6 @@ ARGS = (
     "--disable-component-update",
     "--disable-sync",
     "--use-fake-device-for-media-stream",
-    "--force-prefers-reduced-motion",  # without a graphics card the cores paint what moves, and nobody looks
 )
 MIC_RATE = 48_000
 # A device that says what a test gives it, when the test does: an answer takes as long as it takes, and a question that
@@ -108,6 +107,7 @@ class VoicePage:
         if microphone:
             context.add_init_script(MICROPHONE)
         self.page: Page = context.new_page()
+        self.page.emulate_media(reduced_motion="reduce")  # without a graphics card the cores paint what moves
         self.page.set_default_timeout(20_000)
         self.problems: list[str] = []
         self.elsewhere: list[str] = []

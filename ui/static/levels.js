@@ -1,6 +1,8 @@
 // Level meters and the orb: plain CSS variables, set at most once a frame and only while there is something to show.
 
 const FALL = 0.82;
+const CALM_FALL = 0.3;
+const CALM_MS = 100; // between two drawings for people who want less motion: the bars only
 
 /** RMS in [0, 1] to a bar between 0 and 1: -60 dB is empty, -6 dB is full. */
 export function barOf(rms) {
@@ -14,6 +16,8 @@ export class Levels {
     this.out = 0;
     this.micPeak = 0;
     this.running = false;
+    this.run = 0;
+    this.calm = matchMedia("(prefers-reduced-motion: reduce)");
     this.samples = new Float32Array(512);
     this.analyser = null;
     this.spokenAt = 0;
@@ -29,7 +33,8 @@ export class Levels {
     this.analyser = analyser;
     if (this.running) return;
     this.running = true;
-    requestAnimationFrame(() => this.#frame());
+    this.run += 1;
+    this.#next(this.run);
   }
 
   stop() {
@@ -37,8 +42,14 @@ export class Levels {
     this.#show(0, 0);
   }
 
-  #frame() {
-    if (!this.running) return;
+  #next(run) {
+    const draw = () => requestAnimationFrame(() => this.#frame(run));
+    if (this.calm.matches) setTimeout(draw, CALM_MS);
+    else draw();
+  }
+
+  #frame(run) {
+    if (!this.running || run !== this.run) return;
     let out = 0;
     if (this.analyser) {
       this.analyser.getFloatTimeDomainData(this.samples);
@@ -46,11 +57,12 @@ export class Levels {
       for (const value of this.samples) energy += value * value;
       out = barOf(Math.sqrt(energy / this.samples.length));
     }
-    this.mic = Math.max(this.micPeak, this.mic * FALL);
-    this.out = Math.max(out, this.out * FALL);
+    const fall = this.calm.matches ? CALM_FALL : FALL;
+    this.mic = Math.max(this.micPeak, this.mic * fall);
+    this.out = Math.max(out, this.out * fall);
     this.micPeak = 0;
     this.#show(this.mic, this.out);
-    requestAnimationFrame(() => this.#frame());
+    this.#next(run);
   }
 
   /** Draws a level only when it looks different: silence, too, comes 60 times a second. */
@@ -58,7 +70,7 @@ export class Levels {
     const value = level.toFixed(2);
     if (this.shown.get(name) === value) return;
     this.shown.set(name, value);
-    orb.style.setProperty(name, value);
+    orb.style.setProperty(name, this.calm.matches ? 0 : value);
     bar.style.setProperty("--level", value);
   }
 
