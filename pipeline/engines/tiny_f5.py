@@ -100,6 +100,9 @@ def _write_torch_file(path: Path, tensors: dict[str, Numbers]) -> None:
     def called(function: bytes, *arguments: bytes) -> bytes:
         return b"c" + function + b"\n" + several(*arguments) + b"R"
 
+    def write(name: str, data: bytes) -> None:
+        archive.writestr(zipfile.ZipInfo(f"archive/{name}"), data)  # which has the same date each time
+
     items: list[bytes] = []
     with zipfile.ZipFile(path, "w") as archive:
         for n, (name, numbers) in enumerate(tensors.items()):
@@ -110,9 +113,9 @@ def _write_torch_file(path: Path, tensors: dict[str, Numbers]) -> None:
                 b"torch._utils\n_rebuild_tensor_v2", kept + b"Q", whole(0), shape, strides, b"\x89", no_hooks
             )
             items += [text(name), tensor]
-            archive.writestr(f"archive/data/{n}", np.ascontiguousarray(numbers, "<f4").tobytes())
-        archive.writestr("archive/data.pkl", b"\x80\x02}(" + b"".join(items) + b"u.")
-        archive.writestr("archive/version", "3\n")
+            write(f"data/{n}", np.ascontiguousarray(numbers, "<f4").tobytes())
+        write("data.pkl", b"\x80\x02}(" + b"".join(items) + b"u.")
+        write("version", b"3\n")
 
 
 def _strides(shape: Shape) -> list[int]:

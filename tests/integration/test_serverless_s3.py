@@ -18,6 +18,7 @@ import urllib3
 
 from pipeline.errors import ConfigError, InvalidInput, StorageError
 from serverless import keys
+from serverless.local_storage import LocalStorage
 from serverless.s3 import S3Storage
 from serverless.s3_errors import s3_errors
 from serverless.storage import AlreadyStored, NotStored, Storage
@@ -105,8 +106,10 @@ def test_only_the_first_conditional_put_stores(storage: Storage) -> None:
     assert storage.get("jobs/a.json", max_bytes=100) == b"first"
 
 
-def test_of_many_writers_at_once_exactly_one_stores(moto: S3Server) -> None:
-    storage, won, start = moto.storage(), [], threading.Barrier(6)
+@pytest.mark.parametrize("kind", ["bucket", "directory"])
+def test_of_many_writers_at_once_exactly_one_stores(kind: str, moto: S3Server, tmp_path: Path) -> None:
+    storage: Storage = moto.storage() if kind == "bucket" else LocalStorage(tmp_path, None, b"x" * 16)
+    won, start = list[int](), threading.Barrier(8)
     storage.head("jobs/race.json")
 
     def write(i: int) -> None:
@@ -117,7 +120,7 @@ def test_of_many_writers_at_once_exactly_one_stores(moto: S3Server) -> None:
             return
         won.append(i)
 
-    threads = [threading.Thread(target=write, args=(i,)) for i in range(6)]
+    threads = [threading.Thread(target=write, args=(i,)) for i in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from pipeline.errors import InvalidInput, StorageError
 from serverless import keys
 from serverless.local_storage import LocalStorage
-from serverless.storage import AlreadyStored, NotStored, disk_errors
+from serverless.storage import NotStored, disk_errors
 
 
 @pytest.fixture
@@ -82,26 +81,6 @@ def test_what_others_left_in_the_directory_is_no_object_and_ends_no_list(storage
         if cursor is None:
             break
     assert seen == [f"voices/v{i}.wav" for i in range(4)]
-
-
-def test_of_many_writers_at_once_exactly_one_stores(storage: LocalStorage) -> None:
-    won, start = list[int](), threading.Barrier(8)
-
-    def write(i: int) -> None:
-        start.wait()
-        try:
-            storage.put("jobs/race.json", str(i).encode(), content_type="application/json", if_absent=True)
-        except AlreadyStored:
-            return
-        won.append(i)
-
-    threads = [threading.Thread(target=write, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(won) == 1
-    assert storage.get("jobs/race.json", max_bytes=9) == str(won[0]).encode()
 
 
 def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(storage: LocalStorage) -> None:
