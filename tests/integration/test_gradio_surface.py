@@ -231,7 +231,7 @@ def test_while_gradio_is_imported_it_writes_no_type_stubs(monkeypatch: pytest.Mo
 
 def test_the_import_of_gradio_leaves_python_as_it_was_and_each_event_its_own_documentation() -> None:
     assert inspect.isclass(jinja2.Template)
-    assert inspect.getfile.__module__ == "inspect"
+    assert inspect.getfile is not gradio_import.no_file_of_a_component  # torch has one of its own
     assert gc.isenabled()
     for component in (gr.Textbox, gr.Slider):
         assert component.__name__ in str(component.change.__doc__)
