@@ -34,13 +34,15 @@ class Player:
     ring: deque[list[int]] = field(default_factory=deque)  # [turn, next sample, samples left]
     played: dict[int, int] = field(default_factory=dict)  # turn -> samples heard
     first_heard_at: dict[int, float] = field(default_factory=dict)
-    stale: int = 0  # samples of a flushed turn that would have sounded
+    stale: int = 0  # samples of a flushed turn that came after its flush; the page throws them away as well
     gaps: int = 0  # samples that are missing or doubled
     flushed: int = 0
 
     def take(self, turn: int, first_sample: int, n_samples: int) -> None:
         if turn > self.flushed:
             self.ring.append([turn, first_sample, n_samples])
+        else:
+            self.stale += n_samples
 
     def flush(self, turn: int) -> None:
         self.flushed = max(self.flushed, turn)
@@ -50,8 +52,6 @@ class Player:
         while n_samples and self.ring:
             segment = self.ring[0]
             turn, sample, left = segment
-            if turn <= self.flushed:
-                self.stale += left
             if sample != self.played.get(turn, 0):
                 self.gaps += abs(sample - self.played.get(turn, 0))
             n = min(n_samples, left)
