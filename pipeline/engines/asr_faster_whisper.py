@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from pipeline.engines.whisper_guards import (
     MIN_AVG_LOGPROB,
     SAMPLE_RATE,
     WINDOW_S,
+    has_sound,
     is_speech,
     max_new_tokens,
 )
@@ -34,6 +35,8 @@ from pipeline.models import locate
 
 if TYPE_CHECKING:
     from faster_whisper import WhisperModel
+
+LAST_WORD_S: Final = 1.0  # how long after the end that Whisper gives it a word may sound
 
 
 class FasterWhisperAsr(WhisperEngine["WhisperModel"]):
@@ -113,7 +116,7 @@ def _segments(
         word_timestamps=words,
     )
     if language is not None:
-        return _of_one_window(segments, whisper) if is_only else segments, language
+        return _of_one_window(segments, whisper, samples) if is_only else segments, language
     # `transcribe(language=None)` runs the encoder twice, which is most of the time of a short utterance. Here one run
     # serves both the language and the text; what `transcribe` gave above is only its options, nothing has run yet.
     from faster_whisper.audio import pad_or_trim
@@ -126,23 +129,23 @@ def _segments(
     detected = str(best_token).strip("<|>")
     tokenizer = Tokenizer(whisper.hf_tokenizer, True, task="transcribe", language=detected)
     segments = whisper.generate_segments(features, tokenizer, info.transcription_options, False, encoded)
-    return _of_one_window(segments, whisper) if is_only else segments, detected
+    return _of_one_window(segments, whisper, samples) if is_only else segments, detected
 
 
-def _of_one_window(segments: Iterator[Any], whisper: WhisperModel) -> Iterator[Any]:
-    """The segments of the first window, where it is the only one.
+def _of_one_window(segments: Iterator[Any], whisper: WhisperModel, samples: Samples) -> Iterator[Any]:
+    """The segments of one window, and of what follows them where there is sound that they do not account for.
 
     With word times faster-whisper hears what follows the last word once more, as a window of its own: twice or three
-    times the work for the silence after a sentence. All that was said is in the first segment, unless time stamps,
-    which were not asked for, divide it.
+    times the work for the silence after a sentence. All that was heard at once is in one segment, unless time stamps,
+    which were not asked for, divide it. But a pause may have ended it too early.
     """
-    first = next(segments, None)
-    if first is None:
-        return
-    yield first
     begin = whisper.hf_tokenizer.token_to_id("<|notimestamps|>")
-    if any(token > begin for token in first.tokens):
-        yield from segments
+    for segment in segments:
+        yield segment
+        is_divided = any(token > begin for token in segment.tokens)
+        end_s = segment.words[-1].end if segment.words else segment.end
+        if not is_divided and not has_sound(samples[int((end_s + LAST_WORD_S) * SAMPLE_RATE) :], SAMPLE_RATE):
+            return
 
 
 def _own(directory: Path) -> Path:

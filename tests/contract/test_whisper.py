@@ -375,6 +375,13 @@ async def test_a_ctranslate2_directory_of_ones_own_serves_the_other_engine_too(m
     for transcribe in (engine.transcribe, engine.transcribe_words):
         assert plain((await transcribe(clip.audio, language=None)).text) == plain(clip.text)
     assert n_encoded == 2  # one run of the encoder each, word times or not
+    # A pause in a room that is not silent: Whisper's text ends there, and the word times show that there is more.
+    room = (np.random.default_rng(1).standard_normal(5 * 16_000) * 0.003).astype(np.float32)
+    clips = {clip.name: clip.audio for clip in questions()}
+    said = concat([clips["question_hamlet"], AudioChunk(room, 16_000), clips["question_week"]], 16_000)
+    heard = await engine.transcribe_words(said, language=None)
+    assert "days are there in a week" in plain(heard.text)
+    assert [word.text for word in heard.words] == heard.text.split()
     await engine.close()
 
 
