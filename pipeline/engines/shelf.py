@@ -7,6 +7,7 @@ stage, so this is for trying large models, not for talking.
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final
@@ -74,6 +75,7 @@ class Shelf:
         if engine.loaded is not None:
             self._loaded.remove(engine)
             closing, engine.loaded = engine.loaded, None
+            gc.unfreeze()  # what was loaded at the start as well: a network may hold itself in a circle
             await closing.close()
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import gc
+import weakref
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -20,6 +22,13 @@ from tests.support.faulty_engines import RATE, FaultyLlm, FaultyTts
 from tests.support.scripted import ScriptedAsr, ScriptedLlm
 
 BEA = Voice("bea", "Bea", "en", cloned=True)
+
+
+@pytest.fixture(autouse=True)
+def _frozen_again() -> Iterator[None]:
+    """The shelf takes back what `tests/conftest.py` did for all tests."""
+    yield
+    gc.freeze()
 
 
 class Log:
@@ -98,6 +107,37 @@ async def test_the_one_not_used_for_longest_makes_room_and_comes_back_when_it_is
     assert sorted(event[1:] for event in log.events if event[0] == "+") == sorted(
         event[1:] for event in log.events if event[0] == "-"
     )
+
+
+class CircularLlm(ScriptedLlm):
+    """Frees its weights as the engine of transformers does: a network may hold itself in a circle."""
+
+    network: Any = None
+
+    async def load(self) -> None:
+        self.network = type("Network", (), {})()
+        self.network.itself = self.network
+        await super().load()
+
+    async def close(self) -> None:
+        self.network = None
+        await super().close()
+        gc.collect()
+
+
+async def test_who_makes_room_does_so_although_the_server_keeps_the_collector_off_what_was_loaded_at_first() -> None:
+    made: list[CircularLlm] = []
+
+    def circular() -> CircularLlm:
+        made.append(CircularLlm())
+        return made[-1]
+
+    engines = shelved(1, Log(), asr=lambda: ScriptedAsr(["words"] * 9, 0.0), llm=circular)
+    await engines["llm"].load()
+    network = weakref.ref(made[-1].network)
+    gc.freeze()
+    await engines["asr"].load()
+    assert network() is None
 
 
 async def one_waits_for_the_other(log: Log) -> tuple[dict[str, Any], Any, asyncio.Task[str]]:
