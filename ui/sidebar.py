@@ -48,6 +48,8 @@ class LoadHistory:
         """What -> (seconds ago, percent), the oldest first."""
         lines: dict[str, list[tuple[float, float]]] = {}
         for at, values in self._points:
+            if now_s - at > POINTS * TICK_S:
+                continue  # no page was open for a while
             for name, percent in values.items():
                 lines.setdefault(name, []).append((round(now_s - at, 1), percent))
         return lines

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from ui.sidebar import POINTS, TICK_S, LoadHistory, machine_html, plot_html, session_html
+import pytest
+
+from ui.page import STATIC
+from ui.sidebar import COLOURS, POINTS, TICK_S, LoadHistory, machine_html, plot_html, session_html
 
 GIB = 1024**3
 
@@ -64,6 +68,35 @@ def test_the_plot_keeps_a_few_minutes_however_many_pages_ask() -> None:
     for line in lines.values():
         assert len(line) == POINTS
         assert all(0 <= ago <= POINTS * TICK_S for ago, _ in line)
+
+
+def test_what_was_before_a_long_time_without_pages_is_not_drawn() -> None:
+    history = LoadHistory()
+    history.add(metrics(cpu_percent=90.0), 0.0)
+    history.add(metrics(cpu_percent=10.0), 3600.0)
+    assert history.lines(3600.5)["CPU"] == [(0.5, 10.0)]
+
+
+@pytest.mark.parametrize(("theme", "background"), [("", "#f8fafc"), (".dark ", "#0f172a")])
+def test_each_line_stands_out_from_the_sidebar_in_light_and_dark(theme: str, background: str) -> None:
+    css = (STATIC / "page.css").read_text(encoding="utf-8")
+    for number in range(COLOURS):
+        rules = {
+            found[0]: found[1] for found in re.findall(rf"(\.dark |)\.vp-line-{number} {{ --line: (#\w+); }}", css)
+        }
+        assert contrast(rules.get(theme, rules[""]), background) >= 3  # WCAG 1.4.11
+
+
+def contrast(colour: str, background: str) -> float:
+    """By WCAG 2."""
+
+    def light(code: str) -> float:
+        shares = [int(code[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        red, green, blue = (share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    dark, bright = sorted((light(colour), light(background)))
+    return (bright + 0.05) / (dark + 0.05)
 
 
 def test_each_line_is_drawn_from_the_left_to_now_at_its_height() -> None:
