@@ -28,7 +28,7 @@ from pipeline.engines.whisper_weights import read_whisper, tensor_shapes
 from pipeline.errors import ConfigError, EngineFailed, EngineNotReady, InvalidInput, OutOfMemory
 from pipeline.models import locate
 from settings import Settings
-from tests.contract.conftest import WAIT_S
+from tests.contract.conftest import WAIT_S, Kept, english
 from tests.support.speech_clips import questions, recordings
 from tests.support.whisper_files import hugging_face_name
 from tests.support.words import plain
@@ -347,22 +347,21 @@ async def test_both_layouts_give_the_same_tensors(tmp_path: Path) -> None:
 
 
 @pytest.mark.models
-async def test_an_english_model_hears_english_and_refuses_no_language() -> None:
-    engine = engine_of(real("whisper-tiny.en"))
-    await engine.load()
+async def test_an_english_model_hears_english_and_refuses_no_language(kept: Kept) -> None:
+    engine = await english("whisper", kept)
     assert engine.info.languages == ("en",)
     clip = questions()[0]
     heard = await engine.transcribe(clip.audio, language="de")
     assert (plain(heard.text), heard.language) == (plain(clip.text), "en")
-    await engine.close()
 
 
 @pytest.mark.models
-async def test_a_ctranslate2_directory_of_ones_own_serves_the_other_engine_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = Settings.model_validate({"asr": {"path": real("whisper-tiny.en"), "device": "cpu", "threads": 1}})
-    engine = FasterWhisperAsr.from_settings(settings)
-    await engine.load()
+async def test_a_ctranslate2_directory_of_ones_own_serves_the_other_engine_too(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await english("faster_whisper", kept)
     clip = questions()[0]
+    assert isinstance(engine, FasterWhisperAsr)
     assert engine._loaded is not None
     encode, n_encoded = engine._loaded.encode, 0
 
@@ -382,7 +381,6 @@ async def test_a_ctranslate2_directory_of_ones_own_serves_the_other_engine_too(m
     heard = await engine.transcribe_words(said, language=None)
     assert "days are there in a week" in plain(heard.text)
     assert [word.text for word in heard.words] == heard.text.split()
-    await engine.close()
 
 
 async def test_a_multilingual_model_refuses_a_language_that_it_does_not_know(tiny: WhisperAsr) -> None:
