@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,7 +25,8 @@ from pipeline.engines.whisper_guards import (
     MIN_AVG_LOGPROB,
     SAMPLE_RATE,
     WINDOW_S,
-    has_sound,
+    goes_on,
+    has_pause,
     is_speech,
     max_new_tokens,
 )
@@ -35,8 +36,6 @@ from pipeline.models import locate
 
 if TYPE_CHECKING:
     from faster_whisper import WhisperModel
-
-LAST_WORD_S: Final = 1.0  # how long after the end that Whisper gives it a word may sound
 
 
 class FasterWhisperAsr(WhisperEngine["WhisperModel"]):
@@ -87,7 +86,8 @@ class FasterWhisperAsr(WhisperEngine["WhisperModel"]):
                     compression_ratio=segment.compression_ratio,
                 ):
                     parts.append(segment.text.strip())
-                    timed += [Word(w.word.strip(), float(w.start), float(w.end)) for w in segment.words or ()]
+                    if words:
+                        timed += [Word(w.word.strip(), float(w.start), float(w.end)) for w in segment.words or ()]
         except EngineError:
             raise
         except Exception as error:
@@ -113,7 +113,7 @@ def _segments(
         condition_on_previous_text=False,
         max_new_tokens=max_new_tokens(samples.size),
         without_timestamps=is_only,
-        word_timestamps=words,
+        word_timestamps=words or (is_only and has_pause(samples, SAMPLE_RATE)),
     )
     if language is not None:
         return _of_one_window(segments, whisper, samples) if is_only else segments, language
@@ -144,7 +144,7 @@ def _of_one_window(segments: Iterator[Any], whisper: WhisperModel, samples: Samp
         yield segment
         is_divided = any(token > begin for token in segment.tokens)
         end_s = segment.words[-1].end if segment.words else segment.end
-        if not is_divided and not has_sound(samples[int((end_s + LAST_WORD_S) * SAMPLE_RATE) :], SAMPLE_RATE):
+        if not is_divided and not goes_on(samples, SAMPLE_RATE, end_s):
             return
 
 

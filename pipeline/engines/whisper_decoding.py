@@ -17,7 +17,15 @@ from torch import Tensor
 from pipeline.audio import Samples
 from pipeline.engines.base import Transcript, Word
 from pipeline.engines.lanes import Stop
-from pipeline.engines.whisper_guards import SAMPLE_RATE, WINDOW_S, has_sound, is_speech, max_new_tokens
+from pipeline.engines.whisper_guards import (
+    SAMPLE_RATE,
+    WINDOW_S,
+    goes_on,
+    has_pause,
+    has_sound,
+    is_speech,
+    max_new_tokens,
+)
 from pipeline.engines.whisper_model import import_whisper, tokenizer_of
 from pipeline.engines.whisper_words import word_times
 from pipeline.errors import EngineFailed
@@ -25,6 +33,7 @@ from pipeline.errors import EngineFailed
 _WINDOW: Final = int(WINDOW_S * SAMPLE_RATE)
 _HOP: Final = 160  # samples in a column of the spectrogram
 _N_COLUMNS: Final = _WINDOW // _HOP
+_MIN_WORD_S: Final = 0.2
 _TIMESTAMP: Final = 320  # samples in one step of Whisper's time stamps
 # Of a window whose first sentence ends earlier than this nothing more is believed: it would take for ever.
 _MIN_STEP: Final = SAMPLE_RATE
@@ -79,9 +88,13 @@ def hear(hearing: Hearing, samples: Samples, language: str | None, words: bool, 
                     compression_ratio=result.compression_ratio,
                 ):
                     texts.append(result.text)
-                    if words:
+                    if words or has_pause(rest, SAMPLE_RATE):
                         _check(stop)
-                        timed += _words(hearing, features, language, result.tokens, min(rest.size, step), begin)
+                        found = list(_words(hearing, features, language, result.tokens, min(rest.size, step), begin))
+                        timed += found if words else []
+                        end_s = found[-1].end_s - begin / SAMPLE_RATE if found else 0.0
+                        if step == _WINDOW and end_s >= _MIN_WORD_S and goes_on(rest, SAMPLE_RATE, end_s):
+                            step = round(end_s * SAMPLE_RATE)  # a pause ended the text too early
             begin += step
     return Transcript(" ".join(texts), language or "en", tuple(timed))
 

@@ -15,6 +15,10 @@ SAMPLE_RATE: Final = 16_000
 WINDOW_S: Final = 30.0  # what Whisper hears at once
 
 FLOOR_DB: Final = -55.0  # the loudest 100 ms must pass this (full scale = 0) or the model is not asked
+# A pause that may end Whisper's text too early, how many dB below the loudest it is, and how long after the end that
+# Whisper gives the last word it may still sound.
+PAUSE_S, NEAR_DB, LAST_WORD_S = 0.5, 25.0, 1.0
+_LOOK_S: Final = 0.1
 TOKENS_PER_S, MIN_TOKENS, MAX_TOKENS = 10.0, 24, 220  # fast speech is 5 tokens/s; a loop of noise would run to 448
 MAX_NO_SPEECH: Final = 0.6  # unless the average log-probability is good; both as in the Whisper paper, section 4.5
 MIN_AVG_LOGPROB: Final = -1.0
@@ -38,6 +42,28 @@ def has_sound(samples: Samples, sample_rate: int) -> bool:
         return False
     power = np.square(samples[: n_windows * window].reshape(n_windows, window)).mean(axis=1)
     return bool(power.max() > 10 ** (FLOOR_DB / 10))
+
+
+def has_pause(samples: Samples, sample_rate: int) -> bool:
+    """Whether something is loud after a pause of `PAUSE_S`: Whisper may end its text there, and lose what follows."""
+    loud = _loud(samples, sample_rate)
+    return loud.size > 0 and bool(np.diff(loud).max(initial=0) > PAUSE_S / _LOOK_S)
+
+
+def goes_on(samples: Samples, sample_rate: int, end_s: float) -> bool:
+    """Whether something is loud that the words do not account for, of which the last one ends at `end_s`."""
+    loud = _loud(samples, sample_rate)
+    return loud.size > 0 and bool(loud[-1] * _LOOK_S > end_s + LAST_WORD_S)
+
+
+def _loud(samples: Samples, sample_rate: int) -> np.ndarray:
+    """Numbers of the stretches of `_LOOK_S` that come near the loudest one."""
+    window = max(round(sample_rate * _LOOK_S), 1)
+    n_windows = samples.size // window
+    if not n_windows:
+        return np.zeros(0, int)
+    power = np.square(samples[: n_windows * window].reshape(n_windows, window)).mean(axis=1)
+    return np.flatnonzero(power > max(power.max() * 10 ** (-NEAR_DB / 10), 10 ** (FLOOR_DB / 10)))
 
 
 def max_new_tokens(n_samples: int) -> int:

@@ -88,6 +88,16 @@ async def test_more_than_one_window_of_speech_is_understood_to_the_end(heard: li
     assert plain(transcript.text).split()[-3:] == plain(clip.text).split()[-3:]
 
 
+@pytest.mark.parametrize(("pause_s", "level"), [(1.0, 0.0), (3.0, 0.003)], ids=["silence", "a room"])
+async def test_what_is_said_after_a_pause_is_heard(listener: Asr, pause_s: float, level: float) -> None:
+    capital, week, *_ = questions()
+    room = np.random.default_rng(1).standard_normal(round(pause_s * SAMPLE_RATE)) * level
+    pause = AudioChunk(room.astype(np.float32), SAMPLE_RATE)
+    heard = await listener.transcribe(concat([capital.audio, pause, week.audio], SAMPLE_RATE), language="en")
+    assert plain(heard.text) == plain(f"{capital.text} {week.text}")
+    assert not heard.words  # not asked for
+
+
 @pytest.mark.parametrize("name", sorted(SILENT))
 async def test_silence_gives_no_words(listener: Asr, name: str) -> None:
     assert (await listener.transcribe(AudioChunk(SILENT[name], 16_000), language="en")).text == ""

@@ -5,8 +5,16 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.audio import AudioChunk
-from pipeline.engines.whisper_guards import has_sound, is_audible, is_speech, max_new_tokens
+from pipeline.audio import AudioChunk, Samples
+from pipeline.engines.whisper_guards import (
+    SAMPLE_RATE,
+    goes_on,
+    has_pause,
+    has_sound,
+    is_audible,
+    is_speech,
+    max_new_tokens,
+)
 
 SURE = {"no_speech_prob": 0.02, "avg_logprob": -0.3, "compression_ratio": 1.2}
 
@@ -49,3 +57,33 @@ def test_marks_alone_are_no_speech() -> None:
 @pytest.mark.parametrize(("seconds", "tokens"), [(0, 24), (1, 34), (10, 124), (30, 220), (90, 220)])
 def test_the_longer_the_audio_the_more_tokens_up_to_a_bound(seconds: int, tokens: int) -> None:
     assert max_new_tokens(seconds * 16_000) == tokens
+
+
+def talk(*seconds_and_levels: tuple[float, float]) -> Samples:
+    """Stretches of a tone, each of so many seconds at such a level, over a quiet room."""
+    parts = [np.sin(np.arange(round(seconds * SAMPLE_RATE)) * 0.3) * level for seconds, level in seconds_and_levels]
+    samples = np.concatenate(parts)
+    return (samples + np.random.default_rng(3).standard_normal(samples.size) * 0.002).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("samples", "is_paused"),
+    [
+        (talk((1, 0.3), (1, 0), (1, 0.3)), True),
+        (talk((1, 0.3), (0.4, 0), (1, 0.3)), False),  # between two words
+        (talk((1, 0.3), (3, 0)), False),  # nothing follows
+        (talk((2, 0), (1, 0.3)), False),
+        (talk((1, 0.3), (1, 0.1), (1, 0.3)), False),
+        (talk((3, 0)), False),
+        (np.zeros(0, np.float32), False),
+        (np.zeros(SAMPLE_RATE, np.float32), False),
+    ],
+)
+def test_a_pause_is_one_that_something_loud_follows(samples: Samples, is_paused: bool) -> None:
+    assert has_pause(samples, SAMPLE_RATE) == is_paused
+
+
+@pytest.mark.parametrize(("end_s", "more"), [(1.0, True), (1.8, True), (2.0, False), (3.0, False)])
+def test_what_is_loud_a_second_after_the_last_word_goes_on(end_s: float, more: bool) -> None:
+    assert goes_on(talk((1, 0.3), (1, 0), (1, 0.3), (2, 0)), SAMPLE_RATE, end_s) == more
+    assert not goes_on(np.zeros(0, np.float32), SAMPLE_RATE, end_s)
