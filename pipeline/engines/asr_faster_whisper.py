@@ -29,6 +29,7 @@ from pipeline.engines.whisper_guards import (
     has_pause,
     is_speech,
     max_new_tokens,
+    went_before,
 )
 from pipeline.engines.whisper_weights import layout_of
 from pipeline.errors import ConfigError, EngineError, EngineFailed, OutOfMemory
@@ -74,11 +75,18 @@ class FasterWhisperAsr(WhisperEngine["WhisperModel"]):
     ) -> Transcript:
         parts: list[str] = []
         timed: list[Word] = []
+        is_paused = samples.size <= WINDOW_S * SAMPLE_RATE and has_pause(samples, SAMPLE_RATE)
         try:
-            segments, language = _segments(loaded, samples, language, words, self._beam_size)
-            for segment in segments:  # decoded as they are asked for
+            segments, language = _segments(loaded, samples, language, words or is_paused, self._beam_size)
+            for number, segment in enumerate(segments):  # decoded as they are asked for
                 if stop:
                     break
+                start_s = segment.words[0].start if number == 0 and segment.words else 0.0
+                if is_paused and went_before(samples, SAMPLE_RATE, start_s):
+                    # the text began after a pause, not with the speech
+                    missed = self._decode(loaded, samples[: int(start_s * SAMPLE_RATE)], language, words, stop)
+                    parts.append(missed.text)
+                    timed += missed.words
                 if is_speech(
                     segment.text,
                     no_speech_prob=segment.no_speech_prob,
@@ -94,7 +102,7 @@ class FasterWhisperAsr(WhisperEngine["WhisperModel"]):
             if is_out_of_memory(error):
                 raise OutOfMemory("speech recognition ran out of memory", stage="asr") from error
             raise EngineFailed("speech recognition failed", stage="asr") from error
-        return Transcript(" ".join(parts).strip(), language, tuple(timed))
+        return Transcript(" ".join(filter(None, parts)), language, tuple(timed))
 
 
 def _segments(
@@ -113,7 +121,7 @@ def _segments(
         condition_on_previous_text=False,
         max_new_tokens=max_new_tokens(samples.size),
         without_timestamps=is_only,
-        word_timestamps=words or (is_only and has_pause(samples, SAMPLE_RATE)),
+        word_timestamps=words,
     )
     if language is not None:
         return _of_one_window(segments, whisper, samples) if is_only else segments, language

@@ -25,6 +25,7 @@ from pipeline.engines.whisper_guards import (
     has_sound,
     is_speech,
     max_new_tokens,
+    went_before,
 )
 from pipeline.engines.whisper_model import import_whisper, tokenizer_of
 from pipeline.engines.whisper_words import word_times
@@ -72,6 +73,8 @@ def hear(hearing: Hearing, samples: Samples, language: str | None, words: bool, 
     timed: list[Word] = []
     with torch.inference_mode():
         spectrogram = _spectrogram(hearing, samples)
+        # Past one window time stamps tell where the next one begins.
+        is_paused = samples.size <= _WINDOW and has_pause(samples, SAMPLE_RATE)
         begin = 0
         while begin < samples.size:
             rest = samples[begin : begin + _WINDOW]
@@ -87,16 +90,22 @@ def hear(hearing: Hearing, samples: Samples, language: str | None, words: bool, 
                     avg_logprob=result.avg_logprob,
                     compression_ratio=result.compression_ratio,
                 ):
-                    texts.append(result.text)
-                    if words or has_pause(rest, SAMPLE_RATE):
+                    if words or is_paused:
                         _check(stop)
                         found = list(_words(hearing, features, language, result.tokens, min(rest.size, step), begin))
+                        if is_paused and begin == 0 and found and went_before(rest, SAMPLE_RATE, found[0].start_s):
+                            # the text began after a pause, not with the speech
+                            n_missed = int(found[0].start_s * SAMPLE_RATE)
+                            missed = hear(hearing, samples[:n_missed], language, words, stop)
+                            texts.append(missed.text)
+                            timed += missed.words
                         timed += found if words else []
                         end_s = found[-1].end_s - begin / SAMPLE_RATE if found else 0.0
-                        if step == _WINDOW and end_s >= _MIN_WORD_S and goes_on(rest, SAMPLE_RATE, end_s):
+                        if is_paused and end_s >= _MIN_WORD_S and goes_on(rest, SAMPLE_RATE, end_s):
                             step = round(end_s * SAMPLE_RATE)  # a pause ended the text too early
+                    texts.append(result.text)
             begin += step
-    return Transcript(" ".join(texts), language or "en", tuple(timed))
+    return Transcript(" ".join(filter(None, texts)), language or "en", tuple(timed))
 
 
 def _check(stop: Stop) -> None:

@@ -15,8 +15,8 @@ SAMPLE_RATE: Final = 16_000
 WINDOW_S: Final = 30.0  # what Whisper hears at once
 
 FLOOR_DB: Final = -55.0  # the loudest 100 ms must pass this (full scale = 0) or the model is not asked
-# A pause that may end Whisper's text too early, how many dB below the loudest it is, and how long after the end that
-# Whisper gives the last word it may still sound.
+# A pause at which Whisper may end its text, or begin it, how many dB below the loudest it is, and how long after the
+# end that Whisper gives the last word it may still sound, or before the start of the first one.
 PAUSE_S, NEAR_DB, LAST_WORD_S = 0.5, 25.0, 1.0
 _LOOK_S: Final = 0.1
 TOKENS_PER_S, MIN_TOKENS, MAX_TOKENS = 10.0, 24, 220  # fast speech is 5 tokens/s; a loop of noise would run to 448
@@ -54,6 +54,12 @@ def goes_on(samples: Samples, sample_rate: int, end_s: float) -> bool:
     """Whether something is loud that the words do not account for, of which the last one ends at `end_s`."""
     loud = _loud(samples, sample_rate)
     return loud.size > 0 and bool(loud[-1] * _LOOK_S > end_s + LAST_WORD_S)
+
+
+def went_before(samples: Samples, sample_rate: int, start_s: float) -> bool:
+    """The same before the first word, which starts at `start_s`."""
+    loud = _loud(samples, sample_rate)
+    return loud.size > 0 and bool(loud[0] * _LOOK_S < start_s - LAST_WORD_S)
 
 
 def _loud(samples: Samples, sample_rate: int) -> np.ndarray:

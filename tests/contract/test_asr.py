@@ -98,6 +98,14 @@ async def test_what_is_said_after_a_pause_is_heard(listener: Asr, pause_s: float
     assert not heard.words  # not asked for
 
 
+async def test_what_is_said_before_a_pause_is_heard(asr: Asr) -> None:
+    capital, week, sky, *_ = questions()  # of these the default model hears nothing but the last two in one run
+    pause = AudioChunk.silence(0.7, SAMPLE_RATE)
+    said = concat([week.audio, pause, sky.audio, pause, capital.audio], SAMPLE_RATE)
+    heard = await asr.transcribe(said, language="en")
+    assert jiwer.wer(plain(f"{week.text} {sky.text} {capital.text}"), plain(heard.text)) <= 0.15
+
+
 @pytest.mark.parametrize("name", sorted(SILENT))
 async def test_silence_gives_no_words(listener: Asr, name: str) -> None:
     assert (await listener.transcribe(AudioChunk(SILENT[name], 16_000), language="en")).text == ""

@@ -14,6 +14,7 @@ from pipeline.engines.whisper_guards import (
     is_audible,
     is_speech,
     max_new_tokens,
+    went_before,
 )
 
 SURE = {"no_speech_prob": 0.02, "avg_logprob": -0.3, "compression_ratio": 1.2}
@@ -87,3 +88,9 @@ def test_a_pause_is_one_that_something_loud_follows(samples: Samples, is_paused:
 def test_what_is_loud_a_second_after_the_last_word_goes_on(end_s: float, more: bool) -> None:
     assert goes_on(talk((1, 0.3), (1, 0), (1, 0.3), (2, 0)), SAMPLE_RATE, end_s) == more
     assert not goes_on(np.zeros(0, np.float32), SAMPLE_RATE, end_s)
+
+
+@pytest.mark.parametrize(("start_s", "more"), [(4.0, True), (2.2, True), (1.9, False), (0.0, False)])
+def test_what_is_loud_a_second_before_the_first_word_went_before(start_s: float, more: bool) -> None:
+    assert went_before(talk((1, 0), (1, 0.3), (1, 0), (1, 0.3)), SAMPLE_RATE, start_s) == more
+    assert not went_before(np.zeros(0, np.float32), SAMPLE_RATE, start_s)
