@@ -75,9 +75,12 @@ class FasterWhisperAsr(WhisperEngine["WhisperModel"]):
     ) -> Transcript:
         parts: list[str] = []
         timed: list[Word] = []
-        is_paused = samples.size <= WINDOW_S * SAMPLE_RATE and has_pause(samples, SAMPLE_RATE)
+        is_only = samples.size <= WINDOW_S * SAMPLE_RATE
+        is_paused = is_only and has_pause(samples, SAMPLE_RATE)
         try:
             segments, language = _segments(loaded, samples, language, words or is_paused, self._beam_size)
+            if is_only:
+                segments = _of_one_window(segments, loaded, samples)
             for number, segment in enumerate(segments):  # decoded as they are asked for
                 if stop:
                     break
@@ -109,8 +112,6 @@ def _segments(
     whisper: WhisperModel, samples: Samples, language: str | None, words: bool, beam_size: int
 ) -> tuple[Iterator[Any], str]:
     """Segments, decoded as they are asked for, and the language that was given or detected."""
-    # Past one window Whisper needs its time stamps to know where the next one begins.
-    is_only = samples.size <= WINDOW_S * SAMPLE_RATE
     segments, info = whisper.transcribe(
         samples,
         language=language or "en",
@@ -120,11 +121,12 @@ def _segments(
         log_prob_threshold=MIN_AVG_LOGPROB,
         condition_on_previous_text=False,
         max_new_tokens=max_new_tokens(samples.size),
-        without_timestamps=is_only,
+        # Past one window Whisper needs its time stamps to know where the next one begins.
+        without_timestamps=samples.size <= WINDOW_S * SAMPLE_RATE,
         word_timestamps=words,
     )
     if language is not None:
-        return _of_one_window(segments, whisper, samples) if is_only else segments, language
+        return segments, language
     # `transcribe(language=None)` runs the encoder twice, which is most of the time of a short utterance. Here one run
     # serves both the language and the text; what `transcribe` gave above is only its options, nothing has run yet.
     from faster_whisper.audio import pad_or_trim
@@ -136,8 +138,7 @@ def _segments(
     best_token, _ = whisper.model.detect_language(encoded)[0][0]
     detected = str(best_token).strip("<|>")
     tokenizer = Tokenizer(whisper.hf_tokenizer, True, task="transcribe", language=detected)
-    segments = whisper.generate_segments(features, tokenizer, info.transcription_options, False, encoded)
-    return _of_one_window(segments, whisper, samples) if is_only else segments, detected
+    return whisper.generate_segments(features, tokenizer, info.transcription_options, False, encoded), detected
 
 
 def _of_one_window(segments: Iterator[Any], whisper: WhisperModel, samples: Samples) -> Iterator[Any]:

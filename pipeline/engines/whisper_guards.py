@@ -15,6 +15,7 @@ SAMPLE_RATE: Final = 16_000
 WINDOW_S: Final = 30.0  # what Whisper hears at once
 
 FLOOR_DB: Final = -55.0  # the loudest 100 ms must pass this (full scale = 0) or the model is not asked
+_FLOOR: Final = 10 ** (FLOOR_DB / 10)
 # A pause at which Whisper may end its text, or begin it, how many dB below the loudest it is, and how long after the
 # end that Whisper gives the last word it may still sound, or before the start of the first one.
 PAUSE_S, NEAR_DB, LAST_WORD_S = 0.5, 25.0, 1.0
@@ -36,12 +37,7 @@ def is_audible(utterance: AudioChunk) -> bool:
 
 def has_sound(samples: Samples, sample_rate: int) -> bool:
     """As `is_audible`, for float32 (n_samples,) at `sample_rate` hertz; False for less than 100 ms."""
-    window = max(sample_rate // 10, 1)
-    n_windows = samples.size // window
-    if not n_windows:
-        return False
-    power = np.square(samples[: n_windows * window].reshape(n_windows, window)).mean(axis=1)
-    return bool(power.max() > 10 ** (FLOOR_DB / 10))
+    return bool(_powers(samples, sample_rate).max(initial=0) > _FLOOR)
 
 
 def has_pause(samples: Samples, sample_rate: int) -> bool:
@@ -64,12 +60,16 @@ def went_before(samples: Samples, sample_rate: int, start_s: float) -> bool:
 
 def _loud(samples: Samples, sample_rate: int) -> np.ndarray:
     """Numbers of the stretches of `_LOOK_S` that come near the loudest one."""
+    powers = _powers(samples, sample_rate)
+    return np.flatnonzero(powers > max(powers.max(initial=0) * 10 ** (-NEAR_DB / 10), _FLOOR))
+
+
+def _powers(samples: Samples, sample_rate: int) -> np.ndarray:
+    """The mean square of each whole stretch of `_LOOK_S`, (n_stretches,)."""
     window = max(round(sample_rate * _LOOK_S), 1)
     n_windows = samples.size // window
-    if not n_windows:
-        return np.zeros(0, int)
-    power = np.square(samples[: n_windows * window].reshape(n_windows, window)).mean(axis=1)
-    return np.flatnonzero(power > max(power.max() * 10 ** (-NEAR_DB / 10), 10 ** (FLOOR_DB / 10)))
+    powers: np.ndarray = np.square(samples[: n_windows * window].reshape(n_windows, window)).mean(axis=1)
+    return powers
 
 
 def max_new_tokens(n_samples: int) -> int:
