@@ -29,7 +29,7 @@ RUN apt-get update \
     && install -d -o 10001 -g 10001 -m 0755 /workspace
 COPY --from=wheels /opt/venv /opt/venv
 WORKDIR /app
-COPY app.py logs.py numpy_threads.py private_files.py settings.py settings_guide.py settings_keys.py settings_sources.py ./
+COPY app.py logs.py process_tuning.py private_files.py settings.py settings_guide.py settings_keys.py settings_sources.py ./
 COPY api api
 COPY benchmarks benchmarks
 COPY configs configs

@@ -12,7 +12,7 @@ import time
 import structlog
 import uvicorn
 
-import numpy_threads  # noqa: F401 (before numpy)
+import process_tuning  # noqa: F401 (before numpy)
 import ui
 from api.access import first_start
 from api.application import Server

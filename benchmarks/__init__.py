@@ -1,3 +1,3 @@
 """Measurements: latency, overhead, quality. Figures are ratios in one run; docs/measurements.md is the notebook."""
 
-import numpy_threads  # noqa: F401 (before numpy)
+import process_tuning  # noqa: F401 (before numpy)

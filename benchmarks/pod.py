@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy_threads  # noqa: F401 (before numpy)
+import process_tuning  # noqa: F401 (before numpy)
 from api.gpus import Gpus
 from api.selftest.measure import Plan
 from api.selftest.report import GIB, Report

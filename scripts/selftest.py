@@ -25,7 +25,7 @@ from typing import Final
 
 import uvicorn
 
-import numpy_threads  # noqa: F401 (before numpy)
+import process_tuning  # noqa: F401 (before numpy)
 from api.application import Server
 from api.selftest.measure import Plan, load_clips, run
 from api.selftest.remote import RemoteServer

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import structlog
 
+import process_tuning  # noqa: F401 (before numpy)
 from logs import configure_logging
 from pipeline.errors import ConfigError, VoicepodError
 from serverless import checks

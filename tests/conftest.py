@@ -18,7 +18,7 @@ import structlog
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-import numpy_threads  # noqa: F401 (before numpy)
+import process_tuning  # noqa: F401 (before numpy)
 from logs import release_logging
 from tests.support.server_process import ServerProcesses, server_processes
 

@@ -23,7 +23,7 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
-import numpy_threads  # noqa: F401 (before numpy)
+import process_tuning  # noqa: F401 (before numpy)
 from pipeline.engines import lanes
 from pipeline.engines.base import SpeechPiece
 from pipeline.engines.process_wire import (

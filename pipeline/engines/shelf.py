@@ -27,6 +27,7 @@ from pipeline.engines.base import (
     WordTimes,
 )
 from pipeline.errors import EngineNotReady
+from process_tuning import give_back_memory
 
 log = structlog.get_logger()
 
@@ -77,6 +78,8 @@ class Shelf:
             closing, engine.loaded = engine.loaded, None
             gc.unfreeze()  # what was loaded at the start as well: a network may hold itself in a circle
             await closing.close()
+            del closing
+            give_back_memory()
 
 
 class _Shelved:

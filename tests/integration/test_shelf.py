@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
+import psutil
 import pytest
 
 from pipeline.audio import AudioChunk
@@ -17,6 +18,7 @@ from pipeline.engines.shelf import Shelf, on_shelf
 from pipeline.errors import ConfigError, EngineNotReady
 from pipeline.sentences import PieceSplitter
 from pipeline.turn import ReplySink, Waits, speak
+from process_tuning import give_back_memory
 from settings import Settings
 from tests.support.faulty_engines import RATE, FaultyLlm, FaultyTts
 from tests.support.scripted import ScriptedAsr, ScriptedLlm
@@ -138,6 +140,33 @@ async def test_who_makes_room_does_so_although_the_server_keeps_the_collector_of
     gc.freeze()
     await engines["asr"].load()
     assert network() is None
+
+
+class HeavyLlm(ScriptedLlm):
+    """Holds 200 MB while it is loaded, and something small behind them for ever."""
+
+    weights: Sequence[bytes] = ()
+
+    async def load(self) -> None:
+        self.weights = [bytes([k]) * 2**20 for k in range(200)]
+        self.kept = b"x" * 2**16
+        await super().load()
+
+    async def close(self) -> None:
+        self.weights = ()
+        await super().close()
+
+
+async def test_who_makes_room_gives_the_memory_back_to_the_system() -> None:
+    engines = shelved(1, Log(), asr=lambda: ScriptedAsr(["words"] * 9, 0.0), llm=HeavyLlm)
+    give_back_memory()
+    before = psutil.Process().memory_info().rss
+    await engines["llm"].load()
+    loaded = psutil.Process().memory_info().rss
+    await engines["asr"].load()
+    after = psutil.Process().memory_info().rss
+    assert loaded - before > 150 * 2**20
+    assert after < loaded - 150 * 2**20
 
 
 async def one_waits_for_the_other(log: Log) -> tuple[dict[str, Any], Any, asyncio.Task[str]]:
