@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 SLOW = ("test_gpu_profile.py", "test_schedules.py", "test_engine_process.py", "test_barge_in_schedules.py")
 
 # The order in which several workers take these groups: the longest first, the many small files fill up.
-GROUPS = ("real server", "contract", "browser", "audio corpus")
+GROUPS = ("real server", "contract", "browser", "audio corpus", "S3")
 
 
 def _group(path: Path) -> str | None:
@@ -42,6 +42,8 @@ def _group(path: Path) -> str | None:
         return "real server"
     if path.name == "test_audio_corpus.py":  # one pass over all files
         return "audio corpus"
+    if path.name in ("test_model_cache.py", "test_s3_setup.py", "test_serverless_s3.py", "test_voice_library.py"):
+        return "S3"
     return "browser" if path.parent.name == "e2e" else None
 
 
