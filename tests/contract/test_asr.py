@@ -34,8 +34,14 @@ def is_slow(asr: Asr) -> bool:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def listener(asr: Asr, kept: Kept) -> Asr:
-    """The engine for what is no question of accuracy: with a smaller model where it is slow."""
-    return await english("whisper", kept) if is_slow(asr) else asr
+    """The engine with a smaller model, for what is no question of accuracy: how it cuts, joins and refuses sound."""
+    return await english(asr.info.name, kept)
+
+
+@pytest.fixture(scope="module")
+def usual(asr: Asr, listener: Asr) -> Asr:
+    """The default model where it is not slow: for what depends on it, such as what is invented and what is left out."""
+    return listener if is_slow(asr) else asr
 
 
 def long_clip() -> Clip:
@@ -88,9 +94,9 @@ async def test_more_than_one_window_of_speech_is_understood_to_the_end(heard: li
     assert plain(transcript.text).split()[-3:] == plain(clip.text).split()[-3:]
 
 
-@pytest.mark.parametrize(("pause_s", "level"), [(1.0, 0.0), (3.0, 0.003)], ids=["silence", "a room"])
+@pytest.mark.parametrize(("pause_s", "level"), [(4.0, 0.0), (3.0, 0.003)], ids=["silence", "a room"])
 async def test_what_is_said_after_a_pause_is_heard(listener: Asr, pause_s: float, level: float) -> None:
-    capital, week, *_ = questions()
+    capital, week, *_ = questions()  # of these the small model hears nothing but the first one in one run
     room = np.random.default_rng(1).standard_normal(round(pause_s * SAMPLE_RATE)) * level
     pause = AudioChunk(room.astype(np.float32), SAMPLE_RATE)
     heard = await listener.transcribe(concat([capital.audio, pause, week.audio], SAMPLE_RATE), language="en")
@@ -98,22 +104,22 @@ async def test_what_is_said_after_a_pause_is_heard(listener: Asr, pause_s: float
     assert not heard.words  # not asked for
 
 
-async def test_what_is_said_before_a_pause_is_heard(asr: Asr) -> None:
-    capital, week, sky, *_ = questions()  # of these the default model hears nothing but the last two in one run
+async def test_what_is_said_before_a_pause_is_heard(usual: Asr) -> None:
+    capital, week, sky, *_ = questions()  # of these both models hear nothing but the last two in one run
     pause = AudioChunk.silence(0.7, SAMPLE_RATE)
     said = concat([week.audio, pause, sky.audio, pause, capital.audio], SAMPLE_RATE)
-    heard = await asr.transcribe(said, language="en")
+    heard = await usual.transcribe(said, language="en")
     assert jiwer.wer(plain(f"{week.text} {sky.text} {capital.text}"), plain(heard.text)) <= 0.15
 
 
 @pytest.mark.parametrize("name", sorted(SILENT))
-async def test_silence_gives_no_words(listener: Asr, name: str) -> None:
-    assert (await listener.transcribe(AudioChunk(SILENT[name], 16_000), language="en")).text == ""
+async def test_silence_gives_no_words(usual: Asr, name: str) -> None:
+    assert (await usual.transcribe(AudioChunk(SILENT[name], 16_000), language="en")).text == ""
 
 
-async def test_noise_gives_no_words(listener: Asr) -> None:
-    for clip in noises()[:1] if is_slow(listener) else noises():
-        assert (await listener.transcribe(clip.audio, language=None)).text == "", clip.name
+async def test_noise_gives_no_words(usual: Asr) -> None:
+    for clip in noises()[:1] if is_slow(usual) else noises():
+        assert (await usual.transcribe(clip.audio, language=None)).text == "", clip.name
 
 
 async def test_each_word_is_told_when_it_was_said(heard: list[tuple[Clip, Transcript]]) -> None:
