@@ -20,7 +20,7 @@ from tests.support.words import plain
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="session")]
 
-TEXT = "There are seven days in a week. Most people work on five of them."
+TEXT = "There are seven days in a week."
 
 
 @contextlib.asynccontextmanager
@@ -49,7 +49,7 @@ async def test_what_is_spoken_is_heard_again(tts: Tts, recogniser: Asr, tmp_path
             "/v1/audio/transcriptions", files={"file": speech.content}, data={"model": "whisper-1", "language": "en"}
         )
     assert heard.status_code == 200
-    assert jiwer.wer(plain(TEXT), plain(heard.json()["text"])) <= 0.15  # 14 words; Piper draws its stresses at random
+    assert jiwer.wer(plain(TEXT), plain(heard.json()["text"])) <= 0.15  # a word of the seven
 
 
 async def test_word_times_lie_within_the_words(recogniser: Asr, tmp_path: Path) -> None:
