@@ -7,13 +7,15 @@ would cost 60 MB of memory, and ten seconds at the first alignment. A stand-in t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pipeline.engines.stand_in import in_place_of
 from pipeline.engines.whisper_weights import (
@@ -55,7 +57,7 @@ def build(weights: WhisperWeights, device: torch.device, dtype: torch.dtype) -> 
     nn.Module.__init__(model)  # not Whisper's own: it would draw billions of random numbers first
     model.dims = _dimensions(whisper, weights.sizes)
     sizes = weights.sizes
-    with torch.device("meta"):
+    with _without_values(whisper):
         model.encoder = whisper.model.AudioEncoder(
             sizes.n_mels, N_AUDIO_POSITIONS, sizes.width, sizes.n_heads, sizes.n_audio_layers
         )
@@ -71,6 +73,29 @@ def build(weights: WhisperWeights, device: torch.device, dtype: torch.dtype) -> 
     mask = torch.full((N_TEXT_POSITIONS, N_TEXT_POSITIONS), -torch.inf, device=device).triu_(1)
     model.decoder.register_buffer("mask", mask, persistent=False)
     return model.requires_grad_(False).eval()
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves new tensors as they are. To fill them on no device, torch would import its compiler and sympy: 2 s."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", "") == "torch.nn.init" or function is Tensor.triu_:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
+
+
+@contextmanager
+def _without_values(whisper: ModuleType) -> Iterator[None]:
+    """What is built here has shapes and no values, and the encoder's table of positions is not computed either."""
+    computed, whisper.model.sinusoids = whisper.model.sinusoids, torch.empty
+    try:
+        with torch.device("meta"), _NothingDrawn():
+            yield
+    finally:
+        whisper.model.sinusoids = computed
 
 
 @cache
