@@ -3,7 +3,8 @@
 At every import Gradio 6.31 (`gradio/component_meta.py`) parses the source of each component, renders a type stub of it
 and writes it beside the source. It leaves out a class whose file cannot be told, so none is told while it is imported.
 The documentation of each event of each component is a template of its own, of which there are few different ones: here
-each is compiled once. And the garbage collector looks again and again through what an import makes and nobody drops.
+each is compiled once. And the garbage collector looks again and again through what an import makes and nobody drops:
+it is off meanwhile, and is told afterwards that all of it stays.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ inspect.getfile = no_file_of_a_component
 jinja2.Template = cache(jinja2.Template)  # type: ignore[assignment,misc]
 try:
     import gradio
+
+    gc.freeze()
 finally:
     jinja2.Template = _template  # type: ignore[misc]
     inspect.getfile = _getfile
