@@ -49,7 +49,7 @@ def fault(word: str, directory: Path, stage: str) -> None:
         case "raise":
             raise RuntimeError("a secret of the inside")
         case "leak":
-            _LEAKED.append(os.urandom(1 << 20) * 300)
+            _LEAKED.append(os.urandom(1 << 20) * 150)
 
 
 class _Faulty:
