@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from pipeline.engines.long_import import long_import
 from pipeline.errors import ConfigError
 
 
 def import_torch(engine: str, *also: str) -> Any:
     """Torch, after the libraries `also`; a `ConfigError` that says what to install for `engine`."""
     try:
-        for library in also:
-            importlib.import_module(library)
-        return importlib.import_module("torch")
+        with long_import():
+            for library in also:
+                importlib.import_module(library)
+            return importlib.import_module("torch")
     except ImportError as error:
         raise ConfigError(
             f"{engine} needs what the GPU profile installs. Run: .venv/bin/pip install -r requirements/gpu.txt"
