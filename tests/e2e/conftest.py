@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="needs Debian's chromium"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def playwright_sync() -> Iterator[Playwright]:
     with sync_playwright() as playwright:
         yield playwright
@@ -55,7 +55,7 @@ def scripted(running: Running) -> Running:
     return running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def speaking_browser(playwright_sync: Playwright, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """A browser into whose microphone somebody asks one question."""
     clip = SPEECH / "question_capital.flac"
@@ -64,7 +64,7 @@ def speaking_browser(playwright_sync: Playwright, tmp_path_factory: pytest.TempP
         yield browser
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def silent_browser(playwright_sync: Playwright, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """A browser whose microphone hears nothing."""
     microphone = write_microphone(tmp_path_factory.mktemp("mic") / "silence.wav", [], lead_in_s=30.0)
@@ -72,7 +72,7 @@ def silent_browser(playwright_sync: Playwright, tmp_path_factory: pytest.TempPat
         yield browser
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def denied_browser(playwright_sync: Playwright) -> Iterator[Browser]:
     """A browser that gives nobody the microphone, and that knows this machine by a second name."""
     with chromium(
@@ -81,26 +81,33 @@ def denied_browser(playwright_sync: Playwright) -> Iterator[Browser]:
         yield browser
 
 
+@pytest.fixture(scope="package")
+def window(silent_browser: Browser) -> Iterator[VoicePage]:
+    """One window for all tests of `page` and `widget`: a new one for each costs half a second of computing."""
+    context = silent_browser.new_context(viewport={"width": 1280, "height": 860})
+    yield VoicePage(context, "about:blank")
+    context.close()
+
+
 @pytest.fixture
-def page(silent_browser: Browser, scripted: Running) -> Iterator[VoicePage]:
+def page(window: VoicePage, scripted: Running) -> Iterator[VoicePage]:
     """The page in a browser with a silent microphone."""
-    with opened(silent_browser, scripted.url) as page:
+    with opened(window, scripted.url) as page:
         yield page
 
 
 @pytest.fixture
-def widget(silent_browser: Browser, scripted: Running) -> Iterator[VoicePage]:
+def widget(window: VoicePage, scripted: Running) -> Iterator[VoicePage]:
     """The same without Gradio around it, which is loaded in a moment: for what concerns the widget alone."""
-    with opened(silent_browser, scripted.url + WIDGET) as page:
+    with opened(window, scripted.url + WIDGET) as page:
         yield page
 
 
 @contextmanager
-def opened(browser: Browser, url: str) -> Iterator[VoicePage]:
-    """A page in a window of its own; it must not complain and must stay on its own origin."""
-    context = browser.new_context(viewport={"width": 1280, "height": 860})
-    page = VoicePage(context, url).open()
-    yield page
-    context.close()
-    assert page.problems == []
-    assert page.elsewhere == []
+def opened(window: VoicePage, url: str) -> Iterator[VoicePage]:
+    """The page in a window that remembers nothing; it must not complain and must stay on its own origin."""
+    window.begin(url)
+    yield window.open()
+    window.leave()
+    assert window.problems == []
+    assert window.elsewhere == []

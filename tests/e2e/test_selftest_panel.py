@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, expect
 
 from api.access import keys, sessions
 from api.access.principal import USER_SCOPES
+from api.selftest.measure import Plan
 from tests.support.browser import VoicePage
 from tests.support.closed_server import Closed, closed_server
 
@@ -21,6 +22,7 @@ def test_an_administrator_measures_the_server_and_a_user_is_not_offered_it(
 ) -> None:
     tone = np.round(12_000 * np.sin(np.arange(8000) / 6)).astype(np.int16)
     monkeypatch.setattr("api.rest.selftest.load_clips", lambda: [tone])
+    monkeypatch.setattr("api.rest.selftest.Plan", lambda _turns, talks, force: Plan(3, talks, force))
     with closed_server(turn={"end_wait_ms": 200}, system={"max_concurrent_users": 1}) as server:
         server.llm.replies = ["Yes."] * 40
         admin = opened(silent_browser, server, f"{server.url}/login#{server.token}")

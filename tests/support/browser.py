@@ -6,13 +6,14 @@ import base64
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 import soundfile
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, Playwright
+from playwright.sync_api import Browser, BrowserContext, CDPSession, ConsoleMessage, Locator, Page, Playwright
 
 CHROMIUM = "/usr/bin/chromium"
 # What Playwright turns off (the last word counts, so its own list has to stand here, too) and what costs a second of
@@ -130,6 +131,27 @@ class VoicePage:
         self.page.goto(self.url, wait_until="domcontentloaded")
         self.page.locator("[data-ready=true]").wait_for(state="attached")
         return self
+
+    def leave(self) -> None:
+        """Go where nothing runs: the document is gone, with its socket, sound and microphone."""
+        self.page.goto("about:blank")
+
+    def begin(self, url: str) -> None:
+        """Make the window what a new one is, for the page at `url`: nothing open, nothing remembered, no complaint."""
+        self.leave()
+        self.page.unroute_all()
+        self.page.mouse.move(0, 0)
+        self.context.clear_cookies()
+        origin = "{0.scheme}://{0.netloc}".format(urlsplit(url))
+        self.tools.send("Storage.clearDataForOrigin", {"origin": origin, "storageTypes": "all"})
+        self.url = url
+        self.problems.clear()
+        self.elsewhere.clear()
+
+    @cached_property
+    def tools(self) -> CDPSession:
+        """What the browser lets its developers' tools do with the page."""
+        return self.context.new_cdp_session(self.page)
 
     def button(self, name: str) -> Locator:
         return self.page.get_by_role("button", name=name, exact=True)
