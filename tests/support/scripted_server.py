@@ -56,6 +56,7 @@ class Talk:
         self.played = 0
         self.flushed = 0
         self.paused = False  # until the page has said where its sound stopped
+        self.moved = asyncio.Event()  # more may be sent, or all was heard
         self.n_mic_samples = 0
         self.mic_rms = 0.0
         self.loud_ms = self.quiet_ms = 0.0
@@ -128,6 +129,7 @@ class Talk:
         elif kind == "voicepod.resume":
             self.sent = event["sample"] if event["turn"] == self.turn else len(self.audio)
             self.paused = False
+        self.moved.set()
 
     async def hear(self, pcm: bytes) -> None:
         samples = np.frombuffer(pcm, np.int16)
@@ -205,7 +207,8 @@ class Talk:
                     await self.socket.send_bytes(struct.pack("<II", turn, self.sent) + block.tobytes())
                 self.sent += block.size
             else:
-                await asyncio.sleep(0.01)
+                self.moved.clear()
+                await self.moved.wait()
         await self._over("completed")
 
     async def _over(self, outcome: str) -> None:
@@ -226,6 +229,11 @@ class Talk:
             heard_s=self.played / RATE,
         )
         await self.state("idle")
+
+    def forget(self) -> None:
+        """Say no more, asked by any thread: the page is gone, and nobody comes back to this talk."""
+        if self.reply is not None:
+            self.reply.get_loop().call_soon_threadsafe(self.reply.cancel)
 
     async def stop_reply(self) -> None:
         if self.reply is None or self.reply.done():
@@ -260,6 +268,7 @@ class ScriptedServer:
 
     def __init__(self) -> None:
         self.voices = ScriptedVoices()
+        self.talks: list[Talk] = []
         self.reset()
         self.tokens: set[str] = set()
         self.app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -273,7 +282,9 @@ class ScriptedServer:
 
     def reset(self) -> None:
         """Forget the talks and turn every switch back."""
-        self.talks: list[Talk] = []
+        for talk in self.talks:
+            talk.forget()
+        self.talks = []
         self.heard_text = "How big is the sun?"
         self.reply: tuple[str, ...] = REPLY
         self.sentence_s = SENTENCE_S
