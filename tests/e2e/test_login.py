@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import expect
 
+from scripts.keys import main as keys_program
 from tests.support.browser import VoicePage
 from tests.support.closed_server import Closed, closed_server
 from tests.support.speech_clips import SPEECH
 from tests.support.voices import PitchSpeakers
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting'")
 
 
@@ -26,12 +23,11 @@ def server() -> Iterator[Closed]:
 
 
 @pytest.fixture
-def page(silent_browser: Browser, server: Closed) -> Iterator[VoicePage]:
-    context = silent_browser.new_context(viewport={"width": 1280, "height": 860})
-    page = VoicePage(context, server.url)
-    yield page
-    context.close()
-    assert page.elsewhere == []
+def page(window: VoicePage, server: Closed) -> Iterator[VoicePage]:
+    window.begin(server.url)
+    yield window
+    window.leave()
+    assert window.elsewhere == []
 
 
 def test_the_setup_link_leads_to_a_talk_and_logging_out_ends_it(page: VoicePage, server: Closed) -> None:
@@ -67,9 +63,16 @@ def test_the_setup_link_leads_to_a_talk_and_logging_out_ends_it(page: VoicePage,
     expect(page.page).to_have_url(f"{server.url}/login")
 
 
-def test_an_api_key_pasted_into_the_form_logs_in_and_a_wrong_one_is_told(page: VoicePage, server: Closed) -> None:
-    command = [sys.executable, "-m", "scripts.keys", "--data", str(server.directory), "create", "--name", "phone"]
-    key = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+def said(capsys: pytest.CaptureFixture[str], server: Closed, *command: str) -> str:
+    """What `python -m scripts.keys` prints."""
+    assert keys_program(["--data", str(server.directory), *command]) == 0
+    return capsys.readouterr().out.strip()
+
+
+def test_an_api_key_pasted_into_the_form_logs_in_and_a_wrong_one_is_told(
+    page: VoicePage, server: Closed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = said(capsys, server, "create", "--name", "phone")
     page.page.goto(f"{server.url}/login")
     field = page.page.get_by_label("API key or link")
     field.fill(key[:-1])
@@ -80,9 +83,10 @@ def test_an_api_key_pasted_into_the_form_logs_in_and_a_wrong_one_is_told(page: V
     page.page.locator("[data-ready=true]").wait_for(state="attached")
 
 
-def test_a_page_whose_login_has_ended_goes_to_the_login_page(page: VoicePage, server: Closed) -> None:
-    command = [sys.executable, "-m", "scripts.keys", "--data", str(server.directory), "login-link"]
-    link = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+def test_a_page_whose_login_has_ended_goes_to_the_login_page(
+    page: VoicePage, server: Closed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    link = said(capsys, server, "login-link")
     page.page.goto(f"{server.url}/login#{link.partition('#')[2]}")
     page.page.locator("[data-ready=true]").wait_for(state="attached")
     page.context.clear_cookies()

@@ -243,11 +243,10 @@ def test_mute_sends_nothing_and_says_so(widget: VoicePage, scripted: Running) ->
     wait_until(widget, lambda: scripted.server.talk.n_mic_samples > before + 16000)
 
 
-def test_a_cut_network_is_bridged_and_the_reply_goes_on_where_it_stopped(
-    silent_browser: Browser, scripted: Running
-) -> None:
+def test_a_cut_network_is_bridged_and_the_reply_goes_on_where_it_stopped(window: VoicePage, scripted: Running) -> None:
     with tcp_proxy(int(scripted.url.rsplit(":", 1)[1])) as proxy:
-        page = VoicePage(silent_browser.new_context(), f"http://127.0.0.1:{proxy.port}").open()
+        window.begin(f"http://127.0.0.1:{proxy.port}")
+        page = window.open()
         page.type("How big is the sun?")
         page.page.locator(".message.assistant").wait_for()
         page.page.evaluate("() => { window.sameDocument = true; }")
@@ -267,7 +266,7 @@ def test_a_cut_network_is_bridged_and_the_reply_goes_on_where_it_stopped(
         assert page.page.evaluate("() => window.sameDocument"), "Gradio reloaded the page in the middle of a talk"
         (resume,) = events(scripted, "voicepod.resume")
         assert resume["turn"] == 1
-        page.context.close()
+        page.leave()
 
 
 def test_a_reload_goes_on_with_the_conversation(widget: VoicePage, scripted: Running) -> None:
@@ -307,38 +306,36 @@ def test_a_conversation_that_went_on_in_another_tab_is_not_fought_over(widget: V
 
 
 def test_a_page_that_waits_for_models_asks_for_one_token_which_makes_them_load(
-    silent_browser: Browser, scripted: Running
+    window: VoicePage, scripted: Running
 ) -> None:
     scripted.server.tokens.clear()
     waiting = [{"kind": "llm", "name": "llamacpp", "state": "waiting", "seconds": 0.0}]
     scripted.server.startup = {"state": "loading", "engines": waiting}
-    page = VoicePage(silent_browser.new_context(), scripted.url + WIDGET).open()
-    loading = page.page.locator("#loading")
+    window.begin(scripted.url + WIDGET)
+    window.open()
+    loading = window.page.locator("#loading")
     expect(loading).to_contain_text("waiting")
-    wait_until(page, lambda: len(scripted.server.tokens) == 1)
+    wait_until(window, lambda: len(scripted.server.tokens) == 1)
     scripted.server.startup = {"state": "ready", "engines": []}
     expect(loading).to_be_hidden()
     assert len(scripted.server.tokens) == 1
-    page.context.close()
 
 
-def test_the_loading_screen_shows_each_model_until_the_server_is_ready(
-    silent_browser: Browser, scripted: Running
-) -> None:
+def test_the_loading_screen_shows_each_model_until_the_server_is_ready(window: VoicePage, scripted: Running) -> None:
     models = [
         {"kind": "asr", "name": "faster_whisper", "state": "ready", "seconds": 2.5},
         {"kind": "llm", "name": "llamacpp", "state": "loading", "seconds": 1.0},
     ]
     scripted.server.startup = {"state": "loading", "engines": models}
-    page = VoicePage(silent_browser.new_context(), scripted.url + WIDGET).open()
-    loading = page.page.locator("#loading")
+    window.begin(scripted.url + WIDGET)
+    window.open()
+    loading = window.page.locator("#loading")
     expect(loading).to_contain_text("Speech recognition (faster_whisper)ready in 2.5 s")
     expect(loading).to_contain_text("1 of 2 are ready")
-    expect(page.button("Start")).to_be_disabled()
+    expect(window.button("Start")).to_be_disabled()
     scripted.server.startup = {"state": "ready", "engines": []}
     expect(loading).to_be_hidden()
-    expect(page.button("Start")).to_be_enabled()
-    page.context.close()
+    expect(window.button("Start")).to_be_enabled()
 
 
 def test_settings_reach_the_server_and_are_remembered(widget: VoicePage, scripted: Running) -> None:

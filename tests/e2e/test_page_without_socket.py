@@ -20,15 +20,22 @@ def server() -> Iterator[Closed]:
         yield server
 
 
-@pytest.fixture
-def page(server: Closed, silent_browser: Browser) -> Iterator[VoicePage]:
+@pytest.fixture(scope="module")
+def window_that_is_spoken_to(silent_browser: Browser) -> Iterator[VoicePage]:
     context = silent_browser.new_context()
-    page = VoicePage(context, server.url, microphone=True)
+    yield VoicePage(context, "about:blank", microphone=True)
+    context.close()
+
+
+@pytest.fixture
+def page(server: Closed, window_that_is_spoken_to: VoicePage) -> Iterator[VoicePage]:
+    page = window_that_is_spoken_to
+    page.begin(server.url)
     sockets: list[str] = []
     page.page.on("websocket", lambda socket: sockets.append(socket.url))
     yield page.open()
+    page.leave()
     assert sockets == page.problems == page.elsewhere == []
-    context.close()
 
 
 def test_a_typed_and_a_held_question_are_answered_aloud_in_one_talk(server: Closed, page: VoicePage) -> None:

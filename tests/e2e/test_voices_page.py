@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -36,11 +35,10 @@ def open_voices(page: VoicePage) -> VoicePage:
 
 
 @pytest.fixture
-def refused(silent_browser: Browser, scripted: Running) -> Iterator[VoicePage]:
+def refused(window: VoicePage, scripted: Running) -> VoicePage:
     """The tab in a browser that may complain: it notes each refusal of the server."""
-    context = silent_browser.new_context()
-    yield VoicePage(context, scripted.url + WIDGET).open()
-    context.close()
+    window.begin(scripted.url + WIDGET)
+    return window.open()
 
 
 def choose(page: VoicePage, path: Path | str) -> None:

@@ -52,18 +52,21 @@ MIC_RATE = 48_000
 # A device that says what a test gives it, when the test does: an answer takes as long as it takes, and a question that
 # came out of a file would fall into it. It stands below getUserMedia; everything above is the page's own.
 MICROPHONE = """
-navigator.mediaDevices.getUserMedia = async () => {
-  const context = new AudioContext();
-  const microphone = new MediaStreamAudioDestinationNode(context);
-  new ConstantSourceNode(context, { offset: 0 }).connect(microphone);
-  window.speak = async (base64) => {
-    const file = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
-    const voice = new AudioBufferSourceNode(context, { buffer: await context.decodeAudioData(file.buffer) });
-    voice.connect(microphone);
-    voice.start();
+{
+  const getUserMedia = async () => {
+    const context = new AudioContext();
+    const microphone = new MediaStreamAudioDestinationNode(context);
+    new ConstantSourceNode(context, { offset: 0 }).connect(microphone);
+    window.speak = async (base64) => {
+      const file = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+      const voice = new AudioBufferSourceNode(context, { buffer: await context.decodeAudioData(file.buffer) });
+      voice.connect(microphone);
+      voice.start();
+    };
+    return microphone.stream;
   };
-  return microphone.stream;
-};
+  if (navigator.mediaDevices) Object.assign(navigator.mediaDevices, { getUserMedia });  // an empty window has none
+}
 """
 WATCH_CAPTIONS = """
 (voice) => {
