@@ -112,14 +112,6 @@ def test_the_interrupt_button_silences_at_once_and_the_talk_goes_on(widget: Voic
     assert_silent_after_interruption(widget, scripted)
 
 
-def test_escape_interrupts_from_anywhere(page: VoicePage, scripted: Running) -> None:
-    scripted.server.sentence_s = LONG_S
-    page.type("How big is the sun?")
-    page.page.locator(".message.assistant").wait_for()
-    page.page.keyboard.press("Escape")
-    assert_silent_after_interruption(page, scripted)
-
-
 def test_a_flush_of_the_server_drops_what_is_still_on_its_way(widget: VoicePage, scripted: Running) -> None:
     scripted.server.sentence_s = LONG_S
     widget.type("How big is the sun?")
@@ -392,7 +384,10 @@ def test_a_new_conversation_starts_empty(widget: VoicePage, scripted: Running) -
     expect(widget.page.locator("#welcome")).to_be_visible()
 
 
-def test_the_page_works_from_the_keyboard(page: VoicePage, scripted: Running) -> None:
+def test_the_page_works_from_the_keyboard_and_escape_interrupts_from_anywhere(
+    page: VoicePage, scripted: Running
+) -> None:
+    scripted.server.sentence_s = LONG_S
     page.button("Start").focus()
     page.page.keyboard.press("Enter")
     page.wait_for_state("listening")
@@ -407,6 +402,10 @@ def test_the_page_works_from_the_keyboard(page: VoicePage, scripted: Running) ->
     page.button("End").press("Enter")
     page.wait_for_state("idle")
     page.wait_inside("voice.root.activeElement?.id === 'start'")
+    page.type("How big is the sun?")
+    page.page.locator(".message.assistant").wait_for()
+    page.page.keyboard.press("Escape")
+    assert_silent_after_interruption(page, scripted)
 
 
 def test_every_control_has_a_name(widget: VoicePage) -> None:
