@@ -16,12 +16,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import Final
+from typing import Any, Final
 
 from pipeline.engines.long_import import long_import
-from pipeline.engines.stand_in import StandIn, in_place_of
+from pipeline.engines.stand_in import in_place_of
 from pipeline.errors import ConfigError
 
 # What training, plots, downloads and the transcription of references need. None of it is called here.
@@ -36,8 +37,22 @@ _HOW_TO_INSTALL: Final = "Run: .venv/bin/pip install --no-deps -r requirements/s
 _importing = threading.Lock()
 
 
-def _matplotlib() -> StandIn:
-    module = StandIn("matplotlib")
+class _StandIn(ModuleType):
+    """Has every name that is imported from it, as an empty class: some are bases of classes, none is used."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, "Stands in for a module that speaking does not need.")
+        self.__path__: list[str] = []
+        self.__spec__ = ModuleSpec(name, None)  # who looks whether a package is there, asks for it
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {"__init_subclass__": classmethod(lambda cls, **_: None)})
+
+
+def _matplotlib() -> _StandIn:
+    module = _StandIn("matplotlib")
     module.__dict__["use"] = lambda _: None
     return module
 
@@ -65,7 +80,7 @@ def import_f5() -> ModuleType:
 
             with ExitStack() as stack:
                 for name in _UNUSED:
-                    stack.enter_context(in_place_of(_matplotlib() if name == "matplotlib" else StandIn(name)))
+                    stack.enter_context(in_place_of(_matplotlib() if name == "matplotlib" else _StandIn(name)))
                 for module in torchaudio_modules():
                     stack.enter_context(in_place_of(module))
                 return _import_behind_stand_ins()
@@ -77,7 +92,7 @@ def _import_behind_stand_ins() -> ModuleType:
     # transformers is used by other engines, so its name is lent for the shortest time: all other imports come before.
     for name in ("huggingface_hub", "hydra.utils", "omegaconf", "pydub", "soundfile", "tqdm", "vocos", "f5_tts.model"):
         importlib.import_module(name)
-    with in_place_of(StandIn("transformers")):
+    with in_place_of(_StandIn("transformers")):
         inference = importlib.import_module("f5_tts.infer.utils_infer")
     api = importlib.import_module("f5_tts.api")
     # It prints paths and, when it speaks, the text. The module's own name goes before the built-in one.

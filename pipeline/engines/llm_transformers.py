@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Literal
 from pipeline.engines import lanes
 from pipeline.engines.base import EngineInfo, Message
 from pipeline.engines.lanes import Lane, Stop
+from pipeline.engines.long_import import long_import
 from pipeline.engines.repetition import RepetitionGuard
 from pipeline.engines.torch_device import import_torch, torch_device
-from pipeline.engines.transformers_imports import import_modelling
 from pipeline.errors import ConfigError, EngineFailed, EngineNotReady, InvalidInput
 from pipeline.models import locate
 from settings import Settings
@@ -173,9 +173,9 @@ class TransformersLlm:
         device = torch_device(self._device, torch, setting="llm.device")
         if device == "cpu":
             torch.set_num_threads(self._threads)  # for threads that begin after this, the batch's among them
-        import_modelling()
-        from pipeline.engines.chat_batch import ChatBatch
-        from pipeline.engines.chat_model import read_chat_model
+        with long_import():
+            from pipeline.engines.chat_batch import ChatBatch
+            from pipeline.engines.chat_model import read_chat_model
 
         model = read_chat_model(
             directory,

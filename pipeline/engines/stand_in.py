@@ -5,23 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
-
-
-class StandIn(ModuleType):
-    """Has every name that is imported from it, as an empty class: some are bases of classes, none is used."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name, "Stands in for a module of which nothing is called.")
-        self.__path__: list[str] = []
-        self.__spec__ = ModuleSpec(name, None)  # who looks whether a package is there, asks for it
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (), {"__init_subclass__": classmethod(lambda cls, **_: None)})
 
 
 @contextmanager
