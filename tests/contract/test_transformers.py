@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.engines.base import Message, create_engine
-from pipeline.engines.chat_cache import CacheStore
 from pipeline.engines.llm_transformers import TransformersLlm
 from pipeline.engines.tiny_chat import ANSWER, END, write_tiny_chat
 from pipeline.errors import ConfigError, EngineError, EngineFailed, EngineNotReady, InvalidInput, OutOfMemory
@@ -352,13 +351,13 @@ async def test_too_little_memory_costs_one_answer_and_the_kept_caches(random_cha
 async def test_too_little_memory_for_a_copy_of_the_system_prompt_costs_no_room(
     random_chat: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(store: CacheStore, cache: Any, n: int) -> Any:
+    def full(store: object, cache: Any, n: int) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     async with loaded(random_chat, capacity=2) as llm:
         await answer(llm, QUESTIONS[3])
         with monkeypatch.context() as patch:
-            patch.setattr(CacheStore, "_copied", full)
+            patch.setattr("pipeline.engines.chat_cache.CacheStore._copied", full)
             with pytest.raises(OutOfMemory):
                 await answer(llm, QUESTIONS[1])
         for question in QUESTIONS:

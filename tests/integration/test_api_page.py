@@ -8,8 +8,6 @@ import os
 import re
 from pathlib import Path
 
-import pytest
-
 from api.access import keys
 from api.access.principal import SCOPES
 from api.access.rules import doors
@@ -91,9 +89,10 @@ def codes_raised() -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("code", sorted(codes_raised()))
-def test_every_code_is_explained(code: str) -> None:
-    assert re.search(rf"^\| [^|]*`{re.escape(code)}`[^|]*\|", PAGE, re.MULTILINE)
+def test_every_code_is_explained() -> None:
+    codes = codes_raised()
+    assert "not_audio" in codes
+    assert [code for code in codes if not re.search(rf"^\| [^|]*`{re.escape(code)}`[^|]*\|", PAGE, re.MULTILINE)] == []
 
 
 def test_links_within_the_page_lead_somewhere() -> None:

@@ -199,18 +199,14 @@ def test_every_client_event_stands_in_a_table_and_has_an_example(kind: str) -> N
     assert kind in {_kind(example) for example in FROM_CLIENT}
 
 
-@pytest.mark.parametrize("kind", sorted(_server_types()))
-def test_every_server_event_stands_in_a_table_and_has_an_example(kind: str) -> None:
-    assert re.search(rf"^\|[^|]*`{re.escape(kind)}`", PAGE, re.MULTILINE)
-    assert kind in {_kind(example) for example in FROM_SERVER}
+def test_every_server_event_stands_in_a_table_and_has_an_example() -> None:
+    types = _server_types()
+    assert "response.done" in types
+    assert [kind for kind in types if not re.search(rf"^\|[^|]*`{re.escape(kind)}`", PAGE, re.MULTILINE)] == []
+    assert types - {_kind(example) for example in FROM_SERVER} == set()
 
 
-@pytest.mark.parametrize("code", sorted(_error_codes()))
-def test_every_error_code_is_explained(code: str) -> None:
-    assert re.search(rf"^\| `{code}` \|", PAGE, re.MULTILINE)
-
-
-def test_no_error_code_is_explained_that_nobody_raises() -> None:
+def test_the_error_codes_that_are_explained_are_those_that_are_raised() -> None:
     table = PAGE[PAGE.index("## Errors") : PAGE.index("## Close codes")]
     assert set(re.findall(r"^\| `([a-z_]+)` \|", table, re.MULTILINE)) == _error_codes()
 
