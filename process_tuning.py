@@ -4,9 +4,10 @@ numpy: one thread for each product of matrices. OpenBLAS would split every small
 loop for the slowest: measured on two busy cores, a speaker's vector took 60 times as long as with one thread. What is
 worth several threads has its own pool.
 
-malloc: memory that was given back is kept for the next job. glibc asks the system for each large block anew and returns
-it at once, and the system clears every page of it again: Whisper, which needs 600 MB of them for each utterance, spent
-three tenths of its processor time there.
+malloc: memory that was freed is kept for the next job. glibc asks the system for a very large block anew each time and
+returns it at once, and the system clears every page of it again: Whisper, which needs 600 MB for each utterance, spent
+three tenths of its processor time there. The price is that a process goes on to hold what it needed at most;
+`give_back_memory` is for the moments after which less is needed.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ _LIBC: Final = ctypes.CDLL(None)
 
 
 def give_back_memory() -> None:
-    """Return to the system what nobody holds: for who has let go of a model."""
+    """Return to the system what is free, in some 0.1 s for each GB: after loading, and where a model was closed."""
     if hasattr(_LIBC, "malloc_trim"):  # glibc alone has it
         _LIBC.malloc_trim(0)
 
 
 def _keep_memory() -> None:
     if hasattr(_LIBC, "mallopt"):
-        _LIBC.mallopt(_ARENA_MAX, 1)  # the others hold 64 MB at most
+        _LIBC.mallopt(_ARENA_MAX, 1)  # any other arena is made of pieces of 64 MB and holds no larger block
         _LIBC.mallopt(_MMAP_MAX, 0)
-        _LIBC.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        _LIBC.mallopt(_TRIM_THRESHOLD, 2**31 - 1)  # the largest number that it takes
 
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

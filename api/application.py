@@ -53,6 +53,7 @@ from pipeline.pressure import STEPS
 from pipeline.sample_quality import Speakers
 from pipeline.session import Session, new_id
 from pipeline.turn import Waits
+from process_tuning import give_back_memory
 from settings import Settings, TtsSettings
 
 log = structlog.get_logger()
@@ -270,6 +271,7 @@ class Server:
                     if kind == "tts":
                         self._check_voice()
                         await self.voices.attach()
+            await asyncio.to_thread(give_back_memory)  # what only loading needed
             if self._warm_up is not None:
                 async with self.readiness.loading(*WARM_UP):
                     turn = partial(self._warm_turn, self._warm_up)

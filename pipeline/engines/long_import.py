@@ -1,4 +1,4 @@
-"""Imports of seconds without the garbage collector, which takes up to a fifth of such an import."""
+"""Imports of seconds without the garbage collector, which takes up to a sixth of such an import."""
 
 from __future__ import annotations
 

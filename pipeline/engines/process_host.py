@@ -23,7 +23,7 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
-import process_tuning  # noqa: F401 (before numpy)
+import process_tuning  # before numpy
 from pipeline.engines import lanes
 from pipeline.engines.base import SpeechPiece
 from pipeline.engines.process_wire import (
@@ -134,10 +134,13 @@ class Host:
         self.send({"type": "started"})
 
     def _pong(self, packet: Packet) -> None:
+        if packet.head["give_back"]:  # nobody waits for it
+            process_tuning.give_back_memory()
         self.send(
             {
                 "type": "pong",
                 "n": packet.head["n"],
+                "gave_back": packet.head["give_back"],
                 "memory": asdict(read_memory()),
                 "waiting": {kind: engine.n_waiting for kind, engine in self._engines.items()},
                 "overdue_s": lanes.overdue_s(),
@@ -185,6 +188,7 @@ class Host:
             case "load":
                 await engine.load()
                 gc.freeze()  # a loaded model stays; to look through all of it would stop whoever speaks
+                await asyncio.to_thread(process_tuning.give_back_memory)  # what only loading needed
                 self.send({"type": "info", "kind": head["kind"], "info": INFO.dump_python(engine.info, mode="json")})
             case "transcribe" | "transcribe_words" as method:
                 heard = await getattr(engine, method)(audio_of(packet), language=head["language"])

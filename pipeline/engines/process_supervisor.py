@@ -116,6 +116,7 @@ class EngineProcess:
         self._up_since_s = math.inf
         self._pong_s = self._overdue_s = 0.0
         self._n_done = self._settled_rss_bytes = 0  # since it was loaded
+        self._gave_back = False  # what it only kept, before it told its memory
         self._is_recycling = False
 
     # --- for the server
@@ -455,6 +456,7 @@ class EngineProcess:
     def _note_pong(self, head: Mapping[str, Any]) -> None:
         memory = head["memory"]
         self._pong_s, self._overdue_s = time.monotonic(), float(head["overdue_s"])
+        self._gave_back = bool(head["gave_back"])
         self.memory = Memory(**memory)
         self.rss_bytes = int(memory["rss_bytes"])
         if self._restore and self._up.is_set() and self._n_done >= SETTLED_JOBS:
@@ -472,11 +474,11 @@ class EngineProcess:
         """Pings, priorities, and the end of a process that hangs or leaks."""
         for tick in itertools.count():
             if tick % round(PING_S / PRIORITY_S) == 0:
-                self._send({"type": "ping", "n": tick})
                 if (fault := self._fault()) is not None:
                     self._kill(fault)
-                elif self._has_grown():
+                elif self._has_grown() and self._gave_back:
                     self._recycle()
+                self._send({"type": "ping", "n": tick, "give_back": self._has_grown()})
             self._tell_priorities()
             await asyncio.sleep(PRIORITY_S)
 

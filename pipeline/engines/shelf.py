@@ -77,9 +77,11 @@ class Shelf:
             self._loaded.remove(engine)
             closing, engine.loaded = engine.loaded, None
             gc.unfreeze()  # what was loaded at the start as well: a network may hold itself in a circle
-            await closing.close()
-            del closing
-            give_back_memory()
+            try:
+                await closing.close()
+            finally:
+                del closing
+                await asyncio.to_thread(give_back_memory)
 
 
 class _Shelved:
@@ -124,6 +126,7 @@ class _Shelved:
             await self.restore(engine)
         except BaseException:
             await engine.close()
+            await asyncio.to_thread(give_back_memory)
             raise
         self.loaded, self._info = engine, engine.info
 

@@ -34,7 +34,7 @@ def is_slow(asr: Asr) -> bool:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def listener(asr: Asr, kept: Kept) -> Asr:
-    """The engine with a smaller model, for what is no question of accuracy: how it cuts, joins and refuses sound."""
+    """The engine with a smaller model, for what is no question of accuracy: how it cuts and joins sound."""
     return await english(asr.info.name, kept)
 
 

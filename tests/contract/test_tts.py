@@ -123,14 +123,14 @@ async def test_the_first_audio_comes_before_the_second_piece_is_asked_for_and_on
 
 
 async def test_closing_within_a_piece_leaves_the_lane_idle(tts: Tts) -> None:
-    long = "This sentence takes a while to speak."
-    stream = tts.synthesize(pieces(long, long), voice=a_voice(tts))
+    sentence = "This sentence takes a while to speak."
+    stream = tts.synthesize(pieces(sentence, sentence), voice=a_voice(tts))
     first = asyncio.ensure_future(anext(stream))
     await asyncio.sleep(0)
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
-    async with aclosing(tts.synthesize(pieces("Hi.", long), voice=a_voice(tts))) as other:  # type: ignore[type-var]
+    async with aclosing(tts.synthesize(pieces("Hi.", sentence), voice=a_voice(tts))) as other:  # type: ignore[type-var]
         await anext(other)
     await idle(tts)
     assert await chunks_of(tts, "Hi.")

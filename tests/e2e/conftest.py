@@ -84,7 +84,7 @@ def denied_browser(playwright_sync: Playwright) -> Iterator[Browser]:
 
 @pytest.fixture(scope="package")
 def window(silent_browser: Browser) -> Iterator[VoicePage]:
-    """One window for all tests of `page` and `widget`: a new one for each costs half a second of computing."""
+    """One window for all tests that need none of their own: a new one for each costs half a second of computing."""
     context = silent_browser.new_context(viewport={"width": 1280, "height": 860})
     yield VoicePage(context, "about:blank")
     context.close()

@@ -292,6 +292,26 @@ async def test_a_process_that_grows_is_replaced_while_nobody_waits_for_it(
         assert (await said(engines, "hello"))[0] == "hello "
 
 
+async def test_what_a_process_kept_of_a_large_job_is_no_leak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.engines.process_supervisor.GROWN_BYTES", 100_000_000)
+    monkeypatch.setattr("pipeline.engines.process_supervisor.SETTLED_JOBS", 1)
+    async with running(settings_with(tmp_path, "llm")) as engines:
+        (process,) = engines.processes
+        pid = process.pid
+        await said(engines, "hello")
+        await until(lambda: process._settled_rss_bytes > 0)
+        await said(engines, "peak")
+        looks = {process._pong_s}
+
+        def has_looked_again() -> bool:
+            looks.add(process._pong_s)
+            return len(looks) > 3
+
+        await until(has_looked_again)
+        assert process.rss_bytes < process._settled_rss_bytes + 100_000_000
+        assert process.pid == pid
+
+
 async def test_a_job_that_is_cancelled_before_it_has_begun_costs_nobody_the_process(tmp_path: Path) -> None:
     async with running(settings_with(tmp_path, "llm", worker_timeout=60)) as engines:
         (process,) = engines.processes

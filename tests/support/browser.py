@@ -140,9 +140,14 @@ class VoicePage:
         self.page.goto("about:blank")
 
     def begin(self, url: str) -> None:
-        """Make the window what a new one is, for the page at `url`: nothing open, nothing remembered, no complaint."""
+        """Make the window what a new one is, for the page at `url`: nothing open, nothing remembered, no complaint.
+
+        Scripts and listeners that a test added stay, and so does the window's size.
+        """
         self.leave()
         self.page.unroute_all()
+        self.page.keyboard.up("Space")
+        self.page.mouse.up()
         self.page.mouse.move(0, 0)
         self.context.clear_cookies()
         origin = "{0.scheme}://{0.netloc}".format(urlsplit(url))

@@ -50,6 +50,9 @@ def fault(word: str, directory: Path, stage: str) -> None:
             raise RuntimeError("a secret of the inside")
         case "leak":
             _LEAKED.append(os.urandom(1 << 20) * 150)
+        case "peak":
+            large = os.urandom(1 << 20) * 300
+            del large
 
 
 class _Faulty:
