@@ -27,7 +27,7 @@ fmt: setup  ## format the code
 	.venv/bin/ruff format .
 
 test: check  ## all that CI runs: check, unit, contract, integration, e2e
-	VOICEPOD_REQUIRE_MODELS=1 $(PYTHON) -m pytest -n 4 --dist loadscope --no-loadscope-reorder
+	VOICEPOD_REQUIRE_MODELS=1 $(PYTHON) -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 
 test-fast: setup  ## unit and integration tests without real models and browser
 	$(PYTHON) -m pytest -m "not models and not e2e"
