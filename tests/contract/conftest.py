@@ -11,8 +11,8 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +36,20 @@ from tests.support.llama_server import KEY, llama_server
 OPTIONAL = {"piper", "firered_upstream"}  # installed on request, never by the profile
 
 WAIT_S = 60.0  # only a fault waits this long; the machine may be busy
+
+
+@contextmanager
+def _time_to_count() -> Iterator[None]:
+    """What another server does not count in time, its engine guesses: here the machine may be busy."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.engines.chat_server.ASK_S", WAIT_S)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _all_the_time_to_count() -> Iterator[None]:
+    with _time_to_count():
+        yield
 
 
 @cache
@@ -135,7 +149,8 @@ async def load_engine(kind: EngineKind, name: str, **changed: Any) -> Any:
         sections = {"asr": {"threads": 1}, "llm": llm, "tts": {"threads": 1}}
         engine = create_engine(kind, name, Settings.model_validate(sections | changed))
     try:
-        await engine.load()
+        with _time_to_count():
+            await engine.load()
     except ConfigError as error:
         await engine.close()
         if os.environ.get("VOICEPOD_REQUIRE_MODELS") and name not in OPTIONAL:
