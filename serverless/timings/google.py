@@ -6,14 +6,17 @@ Audio leaves the machine and each minute costs money, so this is used only with 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 from pipeline.audio import AudioChunk
 from serverless.timings.credentials import GoogleCredentials
 from serverless.timings.matching import matched
 from serverless.timings.spoken import spoken_words
 from serverless.timings.words import NotAligned, Span, Unusable
+
+_MIN_TRY_S: Final = 0.001
 
 SAMPLE_RATE = 16_000
 MAX_SECONDS = 58.0  # of one call; Google refuses a minute
@@ -87,7 +90,10 @@ def _recognize(client: Any, audio: AudioChunk, language: str, timeout_s: float) 
     content = audio.resampled(SAMPLE_RATE).to_pcm16()
     try:
         answer = client.recognize(
-            config=config, audio=speech.RecognitionAudio(content=content), retry=retry, timeout=timeout_s
+            config=config,
+            audio=speech.RecognitionAudio(content=content),
+            retry=retry,
+            timeout=_until(time.monotonic() + timeout_s),
         )
     except exceptions.GoogleAPICallError as error:
         code = error.grpc_status_code.name if error.grpc_status_code is not None else type(error).__name__
@@ -100,6 +106,15 @@ def _recognize(client: Any, audio: AudioChunk, language: str, timeout_s: float) 
             span = Span(word.start_time.total_seconds(), word.end_time.total_seconds(), word.confidence or None)
             heard.append((str(word.word), span))
     return heard
+
+
+def _until(end_s: float) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Each try has the time that is left. The library gives a try the whole time again when a second is left of it."""
+
+    def bounded(call: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **options: call(*args, **options, timeout=max(end_s - time.monotonic(), _MIN_TRY_S))
+
+    return bounded
 
 
 def _client(credentials: GoogleCredentials | None) -> Any:
