@@ -1,4 +1,4 @@
-"""How numpy and malloc work in this process. Import it before anything that imports numpy, and before threads begin.
+"""How numpy, malloc and garbage collection work here. Import it before what imports numpy, and before threads begin.
 
 numpy: one thread for each product of matrices. OpenBLAS would split every small one over all cores and wait in a busy
 loop for the slowest: measured on two busy cores, a speaker's vector took 60 times as long as with one thread. What is
@@ -13,7 +13,10 @@ three tenths of its processor time there. The price is that a process goes on to
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # malloc.h
@@ -24,6 +27,18 @@ def give_back_memory() -> None:
     """Return to the system what is free, in some 0.1 s for each GB: after loading, and where a model was closed."""
     if hasattr(_LIBC, "malloc_trim"):  # glibc alone has it
         _LIBC.malloc_trim(0)
+
+
+@contextmanager
+def long_import() -> Iterator[None]:
+    """No garbage collection meanwhile: what an import makes stays, and looking through it takes up to a sixth."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _keep_memory() -> None:

@@ -16,6 +16,8 @@ from typing import Any
 
 import jinja2
 
+from process_tuning import long_import
+
 _getfile, _template = inspect.getfile, jinja2.Template
 
 
@@ -26,18 +28,15 @@ def no_file_of_a_component(object: Any) -> str:
     return _getfile(object)
 
 
-_collects = gc.isenabled()
-gc.disable()
 inspect.getfile = no_file_of_a_component
 jinja2.Template = cache(jinja2.Template)  # type: ignore[assignment,misc]
 try:
-    import gradio
+    with long_import():
+        import gradio
 
-    gc.freeze()
+        gc.freeze()
 finally:
     jinja2.Template = _template  # type: ignore[misc]
     inspect.getfile = _getfile
-    if _collects:
-        gc.enable()
 
 __all__ = ["gradio"]

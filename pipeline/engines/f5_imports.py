@@ -21,9 +21,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from pipeline.engines.long_import import long_import
 from pipeline.engines.stand_in import in_place_of
 from pipeline.errors import ConfigError
+from process_tuning import long_import
 
 # What training, plots, downloads and the transcription of references need. None of it is called here.
 _UNUSED: Final = (

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Literal
 from pipeline.engines import lanes
 from pipeline.engines.base import EngineInfo, Message
 from pipeline.engines.lanes import Lane, Stop
-from pipeline.engines.long_import import long_import
 from pipeline.engines.repetition import RepetitionGuard
 from pipeline.engines.torch_device import import_torch, torch_device
 from pipeline.errors import ConfigError, EngineFailed, EngineNotReady, InvalidInput
 from pipeline.models import locate
+from process_tuning import long_import
 from settings import Settings
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from pipeline.engines.long_import import long_import
 from pipeline.errors import ConfigError
+from process_tuning import long_import
 
 
 def import_torch(engine: str, *also: str) -> Any:
