@@ -9,37 +9,37 @@ import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from fastapi.staticfiles import StaticFiles
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ui import own_files
 from ui.gradio_import import gradio as gr
 from ui.sidebar import build_sidebar
 
-STATIC = Path(__file__).parent / "static"
 NEVER_S = 86_400.0
 
 # gr.HTML compiles this as a plain function, neither async nor a module, so the real code is imported. The base comes
 # from the document: behind a proxy without forwarded headers Gradio's own idea of its root is wrong. The event name has
 # to appear in quotes, gr.HTML looks for it in this text.
-JS_ON_LOAD = """
+JS_ON_LOAD = f"""
 const base = new URL('.', document.baseURI);
-import(new URL('vx/voice.js', base)).then(async (voice) => voice.boot({
+const own = new URL('{own_files.BASE}', base);
+import(new URL('voice.js', own)).then(async (voice) => voice.boot({{
   element,
   config: props.value,
-  newToken: (await import(new URL('vx/ticket.js', base))).newTicket(base),
-  onSession: (id) => trigger('session', { id }),
-})).catch((error) => console.error('voicepod: the page did not start', error));
+  newToken: (await import(new URL('ticket.js', own))).newTicket(base),
+  onSession: (id) => trigger('session', {{ id }}),
+}})).catch((error) => console.error('voicepod: the page did not start', error));
 """
 
 # A linked stylesheet: Gradio would put its own selectors before each rule of the `css` argument.
-HEAD = """
-<script src="vx/steady-fetch.js"></script>
-<link rel="stylesheet" href="vx/page.css">
+HEAD = f"""
+<script src="{own_files.BASE}steady-fetch.js"></script>
+<link rel="stylesheet" href="{own_files.BASE}page.css">
+{"".join(f'<link rel="modulepreload" href="{address}">' for address in own_files.modules())}
 <meta name="viewport" content="width=device-width, initial-scale=1, viewport-fit=cover">
 <meta name="description" content="Talk to a local AI in your browser.">
 """
@@ -105,15 +105,6 @@ def _theme() -> gr.Theme:
     )
 
 
-class _OwnStatic(StaticFiles):
-    """Static files that a browser asks for again after an update instead of mixing old and new modules."""
-
-    async def get_response(self, path: str, scope: Any) -> Response:
-        response = await super().get_response(path, scope)
-        response.headers["Cache-Control"] = "no-cache"
-        return response
-
-
 def _unguarded(app: ASGIApp) -> ASGIApp:
     return app
 
@@ -125,7 +116,7 @@ def mount(
 
     Call it after every other route was added: Gradio answers the rest.
     """
-    app.mount("/vx", _OwnStatic(directory=STATIC), name="voicepod-static")
+    app.mount(own_files.MOUNTED_AT, own_files.OwnFiles(), name="voicepod-static")
     demo = in_event_loop(lambda: build_ui(page))
     mount_blocks(app, demo, guard=guard, path=path)
     return demo

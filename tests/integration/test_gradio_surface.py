@@ -7,6 +7,7 @@ import gc
 import inspect
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tests.support.scripted_server import ScriptedServer
 from tests.support.visited import visited
 from ui import gradio_import
 from ui.gradio_import import gradio as gr
+from ui.own_files import VERSION
 from ui.page import in_event_loop, mount_blocks
 
 # Gradio's queue sets an option that its pandas calls deprecated.
@@ -203,11 +205,23 @@ def test_the_page_names_no_other_host_and_sends_no_analytics(client: TestClient)
     assert config["footer_links"] == []
 
 
-def test_the_pages_own_files_are_asked_for_again_after_an_update(client: TestClient) -> None:
-    answer = client.get("/vx/voice.js")
-    assert answer.status_code == 200
-    assert answer.headers["Cache-Control"] == "no-cache"
-    assert "javascript" in answer.headers["Content-Type"]
+def test_a_browser_keeps_the_pages_own_files_until_an_update(client: TestClient) -> None:
+    addresses = set(re.findall(r"vx/[\w-]+/[\w.-]+", client.get("/config").json()["head"]))
+    assert {f"vx/{VERSION}/{name}" for name in ("voice.js", "page.css", "steady-fetch.js")} <= addresses
+    for address in addresses:
+        answer = client.get(f"/{address}")
+        assert (answer.status_code, answer.headers["Cache-Control"]) == (200, "public, max-age=31536000, immutable")
+    current = client.get(f"/vx/{VERSION}/voice.js")
+    assert "javascript" in current.headers["Content-Type"]
+    for address in ("/vx/voice.js", "/vx/0123456789abcdef/voice.js"):  # a page that was opened before an update
+        answer = client.get(address, headers={"If-None-Match": "another"})
+        assert (answer.content, answer.headers["Cache-Control"]) == (current.content, "no-cache")
+
+
+def test_a_file_that_is_not_there_is_kept_by_nobody(client: TestClient) -> None:
+    answer = client.get(f"/vx/{VERSION}/nothing.js")
+    assert answer.status_code == 404
+    assert "Cache-Control" not in answer.headers
 
 
 def test_while_gradio_is_imported_it_writes_no_type_stubs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ui.page import STATIC
+from ui.own_files import STATIC
 from ui.sidebar import COLOURS, POINTS, TICK_S, LoadHistory, machine_html, plot_html, session_html
 
 GIB = 1024**3

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from ui.own_files import BASE, STATIC, modules, version_of
+
 ROOT = Path(__file__).parents[2]
-STATIC = ROOT / "ui" / "static"
 TESTS = sorted((ROOT / "tests" / "js").glob("*.test.mjs"))
 
 
@@ -28,7 +29,23 @@ def test_the_page_loads_nothing_from_elsewhere() -> None:
         assert set(addresses) <= allowed, path.name
 
 
-def test_every_import_of_the_page_names_a_file_that_is_there() -> None:
-    for path in STATIC.glob("*.js"):
-        for name in re.findall(r'from "\./([\w-]+\.js)"', path.read_text(encoding="utf-8")):
-            assert (STATIC / name).is_file(), f"{path.name} imports {name}"
+def test_every_module_that_the_page_imports_is_there_and_loaded_beforehand() -> None:
+    found = {"voice.js", "ticket.js"}
+    waiting = list(found)
+    while waiting:
+        imported = set(re.findall(r'from "\./([\w-]+\.js)"', (STATIC / waiting.pop()).read_text(encoding="utf-8")))
+        waiting += imported - found
+        found |= imported
+    assert modules() == [BASE + name for name in sorted(found)]
+
+
+def test_a_version_changes_with_each_name_and_each_byte(tmp_path: Path) -> None:
+    (tmp_path / "a.js").write_bytes(b"1")
+    versions = {version_of(tmp_path)}
+    (tmp_path / "a.js").write_bytes(b"2")
+    versions.add(version_of(tmp_path))
+    (tmp_path / "a.js").rename(tmp_path / "b.js")
+    versions.add(version_of(tmp_path))
+    (tmp_path / "c.js").touch()
+    versions.add(version_of(tmp_path))
+    assert len(versions) == 4
