@@ -4,6 +4,8 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 CACHE := $(or $(VOICEPOD_CACHE),$(HOME)/.cache/voicepod)
 export MYPY_CACHE_DIR := $(CACHE)/mypy
+# One more than cores, because talks wait for their sound; more than four have nothing left to share.
+WORKERS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n + 1 : 4)))
 # Tests start hundreds of Pythons: without bytecode on the disk each would compile the project anew.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -27,7 +29,7 @@ fmt: setup  ## format the code
 	.venv/bin/ruff format .
 
 test: check  ## all that CI runs: check, unit, contract, integration, e2e
-	VOICEPOD_REQUIRE_MODELS=1 $(PYTHON) -m pytest -n 3 --dist loadscope --no-loadscope-reorder
+	VOICEPOD_REQUIRE_MODELS=1 $(PYTHON) -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 test-fast: setup  ## unit and integration tests without real models and browser
 	$(PYTHON) -m pytest -m "not models and not e2e"
