@@ -1,4 +1,4 @@
-"""Voicepod: settings -> engines -> ASGI application with its page -> uvicorn. Wiring only."""
+"""Voicepod: settings -> Server, which loads the engines, and its page -> uvicorn. Wiring only."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 async def warm_up(engines: Engines, *, voice: Voice, instructions: str, waits: Waits) -> None:
-    """A turn before the first one. What is there by then stays: to look through all of it stops each talk for 0.3 s."""
+    """A turn before the first one. Garbage collections leave out what is loaded then: they stopped talks for 0.3 s."""
     await warm_turn(engines, voice=voice, instructions=instructions, waits=waits)
     gc.collect()
     gc.freeze()

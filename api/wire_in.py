@@ -206,7 +206,7 @@ class Reader:
         )
 
     async def _cancel_response(self, event: Json) -> None:
-        if not self.session.barge_in():
+        if not self.session.cancel_replies():
             raise InvalidInput("there is no response to cancel", code="response_cancel_not_active")
 
     async def _playback(self, event: Json) -> None:

@@ -56,6 +56,11 @@ class Conversation:
         return len(self._items)
 
     @property
+    def is_full(self) -> bool:
+        """Whether nothing can be added."""
+        return len(self._items) >= MAX_ITEMS or sum(len(known.content) for known in self._items) > MAX_CHARS
+
+    @property
     def last_id(self) -> str | None:
         """Id of the newest item."""
         return self._items[-1].id if self._items else None
@@ -70,8 +75,11 @@ class Conversation:
         return self._items[index - 1].id if index else None
 
     def add(self, item: Item, *, after: str | None = None) -> str | None:
-        """Append, or insert after the item `after` ("root" for the front); gives the id of the item before it."""
-        if len(self._items) >= MAX_ITEMS or sum(len(known.content) for known in self._items) > MAX_CHARS:
+        """Append, or insert after the item `after` ("root" for the front); gives the id of the item before it.
+
+        `TooLarge` when it is full.
+        """
+        if self.is_full:
             raise TooLarge("the conversation is full: delete items or begin a new one", code="conversation_full")
         if any(known.id == item.id for known in self._items):
             raise InvalidInput(f"there is an item '{item.id}' already", code="item_exists", param="item.id")

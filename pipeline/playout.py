@@ -1,7 +1,7 @@
 """What of one turn's audio was made, sent and heard.
 
-A turn is not its task: engines make audio many times faster than real time, so when the user interrupts, the task has
-usually ended while seconds of audio wait. The playout outlives the task until its audio was played out or cut.
+A turn is more than what its engines do: they make audio many times faster than real time, so when the user interrupts,
+they have usually ended while seconds of audio wait. The playout goes on until its audio was played out or cut.
 
 All positions count samples of the turn's audio at the session's output rate; all times are on the session clock.
 """

@@ -28,10 +28,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the parts of one session share. `tell(event, behind_audio=False)` reaches the outbox and all listeners."""
+    """What the parts of one session share.
+
+    `add` writes a new item into the history and gives the id of the one before it; `tell(event, behind_audio=False)`
+    reaches the outbox and all observers.
+    """
 
     engines: Engines
     conversation: Conversation
+    add: Callable[[Item], str | None]
     outbox: Outbox
     tell: Callable[..., None]
     show_state: Callable[[], None]
@@ -73,7 +78,7 @@ class Response:
         lanes.job_priority.set(self._priority)
         lanes.work_told.set(self.record.note_work)
         self._mark("llm_started")
-        self.output.when_released(self._begin)
+        self.output.when_released(self.begin)
         sink = ReplySink(self._add_text, self._begin_piece, self._end_piece, self._play, self._mark)
         if self.spoken:
             splitter = self._splitter(voice)
@@ -127,7 +132,7 @@ class Response:
         self.record.error_code = error.code
         self.playout.finish()
         if not self._begun:  # a client that waits for the end of the response gets one
-            self.output.when_released(self._begin)
+            self.output.when_released(self.begin)
         if self.is_open:
             self.output.when_released(lambda: self._end("failed", "error", error=error, behind_audio=True))
         self.is_open = False
@@ -186,11 +191,12 @@ class Response:
 
     # --- the sink that turn.speak and turn.write fill
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Tell that the response is being made, and give it its place in the history."""
         self._begun = True
         now_s = self._parts.clock()
         item = Item(self.item_id, "assistant", "", status="in_progress", spoken=self.spoken)
-        previous_item_id = self._parts.conversation.add(item)
+        previous_item_id = self._parts.add(item)
         self._parts.tell(
             events.ReplyStarted(
                 at_s=now_s, turn_id=self.turn_id, response_id=self.id, item_id=self.item_id, spoken=self.spoken

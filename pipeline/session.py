@@ -2,10 +2,14 @@
 
 The socket (`api/realtime.py`) hands each frame of the microphone to `feed`, a plain call:
 
-    feed -> _speech_ended -> _commit -> _take_turn (turn.transcribe) -> _reply -> Response.run (turn.speak) -> outbox
+    feed -> _speech_ended -> _commit -> _take_turn (turn.transcribe) -> _answer
+         -> _reply -> _run_response (Llm.reply) -> Response.run (turn.speak) -> outbox
+
+Each utterance has a task, `_take_turn`, until its words are known; each reply has another, `_run_response`, until it
+was heard. The socket's own task reads the outbox and writes.
 
 The listener finds where speech begins and ends. Speech that begins while a reply is heard cuts it
-(`_speech_started`); when it turns out to be no words, `_go_on` says the rest. The socket writes what the outbox gives.
+(`_speech_started`, `Response.cut`); when it turns out to be no words, `_go_on` says the rest.
 The session wires these parts and owns none of their logic.
 """
 
@@ -25,8 +29,8 @@ from pipeline.conversation import Conversation, Item
 from pipeline.echo import is_echo
 from pipeline.endpointing import EndpointRules
 from pipeline.engines import lanes
-from pipeline.engines.base import Engines, Voice
-from pipeline.errors import InvalidInput, RateLimited, VoicepodError
+from pipeline.engines.base import Engines, Message, Voice
+from pipeline.errors import EngineTimeout, InvalidInput, RateLimited, VoicepodError
 from pipeline.events import AgentState, Event, ReplyReason, UserState
 from pipeline.listening import Heard, Listener
 from pipeline.options import ReplyOptions, SessionOptions
@@ -90,12 +94,12 @@ class Session:
         self._max_reply_tokens = max_reply_tokens
         waits = Waits.from_settings(turn)
         self._parts = Parts(
-            engines, self.conversation, self.outbox, self._tell, self._show_state, clock, new_id, turn, waits
+            engines, self.conversation, self._add, self.outbox, self._tell, self._show_state, clock, new_id, turn, waits
         )
         self._latest: Response | None = None  # may have ended
         self._responses: OrderedDict[int, Response] = OrderedDict()  # by turn; the last ones, most of them ended
         self._speech: Utterance | None = None  # the one that is being spoken
-        self._unfinished: list[Utterance] = []  # spoken, and not transcribed yet
+        self._untranscribed: list[Utterance] = []
         self._state: tuple[UserState, AgentState] = ("silent", "idle")
         self._listener = Listener(
             engines.vad,
@@ -124,7 +128,7 @@ class Session:
 
     def close(self) -> None:
         """End the session: what is being said or made is stopped."""
-        self.barge_in()
+        self.cancel_replies()
         self._closed.set()
 
     @property
@@ -151,7 +155,7 @@ class Session:
                 "the audio buffer is too small to commit: at least 100 ms are needed",
                 code="input_audio_buffer_commit_empty",
             )
-        if len(self._unfinished) >= MAX_WAITING_UTTERANCES:
+        if len(self._untranscribed) >= MAX_WAITING_UTTERANCES:
             raise RateLimited("too many utterances wait to be transcribed", retry_after_s=1.0)
         utterance = self._speech or self._new_utterance()
         self._speech = None
@@ -166,13 +170,24 @@ class Session:
             self._go_on(utterance)
         self._show_state()
 
-    def barge_in(self, reason: ReplyReason = "client_cancelled") -> bool:
-        """The client stops the reply that is being made or heard, now. False when there is none."""
+    def cancel_replies(self, reason: ReplyReason = "client_cancelled") -> bool:
+        """The client stops what is made, heard or about to be answered, now. False when there is nothing."""
         unfinished = self._unfinished_responses()
         for response in unfinished:
             response.cut(reason)
+        awaited = [u for u in self._untranscribed if u.wants_reply and not u.superseded]
+        for utterance in awaited:
+            self._take_back(utterance, reason)
         self._show_state()
-        return bool(unfinished)
+        return bool(unfinished or awaited)
+
+    def _take_back(self, utterance: Utterance, reason: ReplyReason) -> None:
+        """No reply to these words, which are not known yet and are kept."""
+        utterance.wants_reply, utterance.cancelled = False, True
+        response = Response(self._parts, utterance.record, spoken=False, sample_rate=self.options.output_sample_rate)
+        if utterance.requested:  # a client that waits for the end of the response gets one
+            response.begin()
+        response.cut(reason)
 
     # --- the history, the options, a reply on request
 
@@ -206,7 +221,7 @@ class Session:
         self._tell(events.ItemDeleted(at_s=self._clock(), item_id=item_id))
 
     def truncate(self, item_id: str, audio_end_ms: int) -> None:
-        """Cut an assistant item to the first `audio_end_ms` of its audio: the client's word on what was heard."""
+        """Fix how much of an assistant item was heard, by the client's word; what is still being heard is cut."""
         self.conversation.get(item_id)
         response = next((r for r in self._responses.values() if r.item_id == item_id), None)
         if response is None or not response.spoken:
@@ -217,16 +232,20 @@ class Session:
             made_ms = playout.made_samples * 1000 // playout.sample_rate
             raise InvalidInput(f"audio_end_ms is outside the item's {made_ms} ms of audio", param="audio_end_ms")
         if not response.finished.is_set():
-            self.barge_in()
+            for unfinished in self._unfinished_responses():
+                unfinished.cut("client_cancelled")
+            self._show_state()
         response.keep_heard(sample)
 
     def respond(self, how: ReplyOptions | None = None) -> None:
         """Reply to the history as it stands, once all that was said is written there."""
         if self._latest is not None and self._latest.is_active:
             raise InvalidInput("a response is active already", code="conversation_already_has_active_response")
-        waiting = [utterance for utterance in self._unfinished if not utterance.superseded]
+        waiting = [utterance for utterance in self._untranscribed if not utterance.superseded]
         if waiting:  # committed a moment ago: its words come first, and its turn gets the reply
             utterance = waiting[-1]
+            if utterance.cancelled:  # its turn was told to be over
+                utterance.cancelled, utterance.record = False, self._record_from_now()
             utterance.wants_reply = utterance.requested = True
             utterance.asked = how
             self._show_state()
@@ -280,8 +299,8 @@ class Session:
             for response in self._unfinished_responses():
                 response.record.barge_in_stop_s = now_s - self._captured_at_s(heard.endpoint.at_s)
                 response.cut("turn_detected")
-                utterance.cut = response
-            for earlier in self._unfinished:
+                utterance.cut = response  # the newest: of an older one nothing is said again
+            for earlier in self._untranscribed:
                 if not earlier.superseded:
                     earlier.superseded = True
                     utterance.overtook.append(earlier)
@@ -318,29 +337,30 @@ class Session:
         utterance.record.utterance_s = audio.seconds
         utterance.wants_reply = respond
         item = Item(utterance.item_id, "user", "", status="in_progress", spoken=True)
-        before = self.conversation.add(item)
+        before = self._add(item)
         self._tell(events.UtteranceCommitted(at_s=now_s, turn_id=turn_id, item_id=item.id, previous_item_id=before))
         self._tell(events.ItemAdded(at_s=now_s, turn_id=turn_id, item=item, previous_item_id=before))
-        earlier = tuple(self._unfinished)  # taken now: a second commit may come before the task first runs
-        self._unfinished.append(utterance)
+        earlier = tuple(self._untranscribed)  # taken now: a second commit may come before the task first runs
+        self._untranscribed.append(utterance)
         self._spawn(self._take_turn(utterance, audio, earlier))
         self._show_state()
 
     async def _take_turn(self, utterance: Utterance, audio: AudioChunk, earlier: Sequence[Utterance]) -> None:
-        """Transcribe, then reply. An interruption never stops the transcription: what was said is not lost."""
-        lanes.job_priority.set(lambda: (lanes.FIRST_AUDIO, 0.0))  # somebody waits for what this task asks of an engine
+        """Transcribe, then begin the reply. An interruption stops no transcription: what was said is not lost."""
+        # What the lanes of the engines read of the task that asks: somebody waits for it.
+        lanes.job_priority.set(lambda: (lanes.FIRST_AUDIO, 0.0))
         lanes.work_told.set(utterance.record.note_work)
         outcome = await self._transcribe(utterance, audio)
         for other in earlier:  # their words stand before ours in the history
             await other.transcribed.wait()
-        self._unfinished.remove(utterance)
+        self._untranscribed.remove(utterance)
         utterance.transcribed.set()
         if self._closed.is_set():
             return
         if utterance.superseded:  # the later utterance answers both
-            if isinstance(outcome, VoicepodError):
+            if isinstance(outcome, VoicepodError) and not utterance.cancelled:
                 self._turn_failed(utterance, outcome)
-        else:
+        elif not utterance.cancelled:
             self._answer(utterance, outcome)
         self._show_state()
 
@@ -351,12 +371,12 @@ class Session:
                 self._reply(utterance.record, utterance.asked or ReplyOptions())
         elif isinstance(outcome, VoicepodError):
             if utterance.requested:
-                self._end_at_once(utterance, outcome)
+                self._fail_requested_reply(utterance, outcome)
             else:
                 self._turn_failed(utterance, outcome)
                 self._answer_overtaken(utterance, None)  # its own record has told the failure
         elif utterance.requested:
-            self._end_at_once(utterance, InvalidInput("no words were heard in the audio", code="no_speech"))
+            self._fail_requested_reply(utterance, InvalidInput("no words were heard in the audio", code="no_speech"))
         else:
             self._go_on(utterance)
 
@@ -429,10 +449,13 @@ class Session:
             self._reply(utterance.record, ReplyOptions(text=cut.unheard(), spoken=True))
 
     def _answer_overtaken(self, utterance: Utterance, record: TurnRecord | None) -> bool:
-        """Reply to the words that waited for this utterance; None: a new record. False when there are none."""
+        """Reply to the words that waited for this utterance, or leave it to their own task when they are not known yet.
+
+        None: a new record. False when no words waited.
+        """
         overtaken = utterance.all_overtaken()
         for other in overtaken:
-            if other in self._unfinished:  # what it said is not known yet: it takes its place again
+            if other in self._untranscribed:  # what it said is not known yet: it takes its place again
                 other.superseded, other.cut = False, other.cut or utterance.cut
                 return True
         is_waiting = any(other.said and other.wants_reply for other in overtaken)
@@ -440,7 +463,7 @@ class Session:
             self._reply(record or self._record_from_now(), utterance.asked or ReplyOptions())
         return is_waiting
 
-    def _end_at_once(self, utterance: Utterance, error: VoicepodError) -> None:
+    def _fail_requested_reply(self, utterance: Utterance, error: VoicepodError) -> None:
         """The client asked for a reply to words that are none: its response ends, and says why."""
         response = Response(self._parts, utterance.record, spoken=False, sample_rate=self.options.output_sample_rate)
         self._latest = response
@@ -469,15 +492,25 @@ class Session:
                 options = replace(options, voice=self.options.voice)
             voice = voice_for(options, self._voices())
             if how.text is None:
-                messages = await self._prompt.messages(how.instructions or instructions_for(options, voice))
-                response.n_input_tokens = await self._prompt.n_tokens(messages)
-                deltas = self._engines.llm.reply(messages, max_tokens=max_tokens)
+                messages, response.n_input_tokens = await self._what_the_model_reads(
+                    how.instructions or instructions_for(options, voice)
+                )
+                deltas = self._engines.llm.reply(messages, max_tokens=max_tokens)  # begins when `Response.run` reads it
             else:
                 deltas = _one(how.text)
             await response.run(deltas, voice=voice, max_tokens=max_tokens)
         except Exception as error:  # boundary: the turn fails, the session lives on
             cause = first_error(error)
             await response.fail(cause if isinstance(cause, VoicepodError) else engine_failure(cause, "reply"))
+
+    async def _what_the_model_reads(self, instructions: str) -> tuple[Sequence[Message], int]:
+        """The history that fits, and its tokens."""
+        try:
+            async with asyncio.timeout(self._parts.waits.first_token_s):
+                messages = await self._prompt.messages(instructions)
+                return messages, await self._prompt.n_tokens(messages)
+        except TimeoutError as error:
+            raise EngineTimeout("the language model took too long", stage="llm") from error
 
     # --- small things
 
@@ -493,6 +526,12 @@ class Session:
 
     def _new_utterance(self) -> Utterance:
         return Utterance(self._new_id("item"), self._new_record())
+
+    def _add(self, item: Item) -> str | None:
+        """Write what is being said; a talk goes on when its history is full, and the oldest item makes room."""
+        while self.conversation.is_full:
+            self.delete_item(next(iter(self.conversation)).id)
+        return self.conversation.add(item)
 
     def _end_item(self, turn_id: int, item_id: str, *, content: str, completed: bool) -> None:
         with contextlib.suppress(VoicepodError):  # the client deleted it meanwhile
@@ -526,7 +565,7 @@ class Session:
     def _agent_state(self) -> AgentState:
         if unfinished := self._unfinished_responses():
             return "speaking" if any(response.has_audio for response in unfinished) else "thinking"
-        return "thinking" if any(u.wants_reply and not u.superseded for u in self._unfinished) else "idle"
+        return "thinking" if any(u.wants_reply and not u.superseded for u in self._untranscribed) else "idle"
 
     def _show_state(self) -> None:
         state: tuple[UserState, AgentState] = ("silent" if self._speech is None else "speaking", self._agent_state())

@@ -55,7 +55,7 @@ class Waits:
 class ReplySink:
     """Where a reply goes. `text` takes each delta, `piece` the start and end of a spoken piece, `audio` its samples.
 
-    `audio` answers False when the turn is over; `mark` notes a moment of the latency record.
+    `audio` answers False when the reply was cut; `mark` notes a moment of the latency record.
     """
 
     text: Callable[[str], None]
@@ -161,7 +161,7 @@ def _is_audio(audio: AudioChunk, sample_rate: int) -> bool:
 async def _next_audio(
     speech: AsyncIterator[SpeechChunk], splitting: asyncio.Task[None], limit_s: float
 ) -> SpeechChunk | None:
-    """The next chunk, or None at the end. The clock of the TTS stands still while it waits for the LLM's words."""
+    """The next chunk, or None at the end. The TTS may wait for words: `limit_s` counts from the LLM's last one on."""
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(limit_s if splitting.done() else None) as scope:

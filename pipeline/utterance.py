@@ -22,6 +22,7 @@ class Utterance:
     wants_reply: bool = False
     requested: bool = False  # the client asked for the reply itself
     said: bool = False  # words were heard
+    cancelled: bool = False  # the client wants no reply to it, and its turn was told to be over
     superseded: bool = False  # the user went on before its reply began: the later utterance answers both
     overtook: list[Utterance] = field(default_factory=list)  # those that it superseded
     cut: Response | None = None  # the response that it interrupted

@@ -169,7 +169,7 @@ class _Turn:
                         yield chunk
             finally:
                 if not exchange.is_complete:
-                    session.barge_in()
+                    session.cancel_replies()
                     if not exchange.transcript:
                         self._backend.registry.end(seat)
 

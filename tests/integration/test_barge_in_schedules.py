@@ -79,7 +79,7 @@ async def test_any_schedule_keeps_the_promises(
                 talk.asr.texts.append("" if step.what == "cough" else f"words {len(talk.asr.utterances)}")
                 await talk.say(step.seconds)
             elif step.what == "button":
-                talk.session.barge_in()
+                talk.session.cancel_replies()
             elif step.what == "type" and talk.session.state[1] == "idle":
                 talk.session.respond()
             elif step.what == "delete" and len(talk.session.conversation):

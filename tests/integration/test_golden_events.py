@@ -36,7 +36,7 @@ async def button_interrupts(talk: Talk) -> None:
     await talk.say(0.6)
     await talk.until(events.ReplyCaption)
     await talk.hush(2.0)
-    talk.session.barge_in()
+    talk.session.cancel_replies()
 
 
 async def two_questions(talk: Talk) -> None:

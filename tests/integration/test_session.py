@@ -160,8 +160,8 @@ async def test_a_button_interrupts_at_once_even_when_all_audio_was_made() -> Non
         await talk.until(events.ReplyCaption)
         await talk.hush(5.0)
         assert talk.llm.open_streams == 0
-        assert talk.session.barge_in() is True
-        assert talk.session.barge_in() is False
+        assert talk.session.cancel_replies() is True
+        assert talk.session.cancel_replies() is False
         await talk.quiet()
         (finished,) = talk.all(events.ReplyFinished)
         assert (finished.status, finished.reason) == ("cancelled", "client_cancelled")

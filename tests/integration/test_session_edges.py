@@ -11,9 +11,9 @@ import pytest
 
 from pipeline import events
 from pipeline.audio import AudioChunk
-from pipeline.conversation import Item
+from pipeline.conversation import MAX_ITEMS, Item
 from pipeline.engines.base import Message, SpeechChunk, SpeechPiece, Transcript, Voice
-from pipeline.errors import EngineFailed, InvalidInput
+from pipeline.errors import EngineFailed, EngineTimeout, InvalidInput, TooLarge
 from pipeline.options import ReplyOptions, TurnDetection
 from tests.support.scripted import SECONDS_PER_CHAR, TTS_RATE, ScriptedAsr, ScriptedLlm, ScriptedTts
 from tests.support.talk import IN_RATE, Talk
@@ -33,11 +33,14 @@ class SlowAsr(ScriptedAsr):
     def __init__(self, *script: tuple[str, float]) -> None:
         super().__init__()
         self.script = list(script)
+        self.error: Exception | None = None
 
     async def transcribe(self, utterance: AudioChunk, *, language: str | None) -> Transcript:
         self.utterances.append(utterance)
         text, seconds = self.script.pop(0)
         await asyncio.sleep(seconds)
+        if self.error is not None:
+            raise self.error
         return Transcript(text, "en", audio_seconds=utterance.seconds)
 
 
@@ -97,7 +100,7 @@ async def test_the_button_stops_the_reply_that_is_heard_and_the_one_that_waits_b
         await talk.say(0.6)
         await talk.hush(1.0)
         assert talk.session.state == ("silent", "speaking")
-        assert talk.session.barge_in() is True
+        assert talk.session.cancel_replies() is True
         await talk.quiet()
         assert {done.turn_id: done.record.outcome for done in talk.all(events.TurnDone)} == {
             1: "interrupted",
@@ -201,7 +204,7 @@ async def test_a_reply_cut_before_it_began_leaves_no_item_and_one_record() -> No
     async with Talk(said=["hello"]) as talk:
         talk.session.add_item(Item("item_a", "user", "hello"))
         talk.session.respond()
-        assert talk.session.barge_in() is True
+        assert talk.session.cancel_replies() is True
         await talk.quiet()
         assert talk.history() == [("user", "hello")]
         assert [done.record.outcome for done in talk.all(events.TurnDone)] == ["interrupted"]
@@ -209,6 +212,117 @@ async def test_a_reply_cut_before_it_began_leaves_no_item_and_one_record() -> No
         await talk.say(0.6)
         await talk.quiet()
         assert talk.all(events.TurnDone)[-1].record.outcome == "completed"
+
+
+async def test_the_button_stops_a_reply_whose_question_is_not_understood_yet() -> None:
+    asr = SlowAsr(("hello", 2.0), ("and now", 0.1))
+    async with Talk(asr=asr, replies=["To both."]) as talk:
+        await talk.say(0.6)
+        await talk.until(events.UtteranceCommitted)
+        assert talk.session.state == ("silent", "thinking")
+        assert talk.session.cancel_replies() is True
+        assert talk.session.state == ("silent", "idle")
+        assert talk.session.cancel_replies() is False
+        assert [done.record.outcome for done in talk.all(events.TurnDone)] == []
+        await talk.until(events.TranscriptReady)
+        await talk.quiet()
+        assert talk.history() == [("user", "hello")]
+        assert [done.record.outcome for done in talk.all(events.TurnDone)] == ["interrupted"]
+        assert talk.all(events.ReplyStarted) == []
+        await talk.say(0.6)
+        await talk.quiet()
+        assert talk.history() == [("user", "hello"), ("user", "and now"), ("assistant", "To both.")]
+
+
+async def test_a_reply_asked_for_and_taken_back_before_the_words_are_known_is_told_as_cancelled() -> None:
+    asr = SlowAsr(("hello", 2.0))
+    async with Talk(asr=asr, replies=["Hi."], options={"turn_detection": None}) as talk:
+        talk.session.feed(spoken_audio(0.5))
+        talk.session.commit()
+        talk.session.respond()
+        assert talk.session.cancel_replies() is True
+        await talk.until(events.ReplyFinished)
+        (finished,) = talk.all(events.ReplyFinished)
+        assert (finished.status, finished.reason) == ("cancelled", "client_cancelled")
+        assert [e.response_id for e in talk.all(events.ReplyStarted)] == [finished.response_id]
+        talk.session.respond()  # and wanted again, as with a typed message behind the spoken words
+        assert talk.session.state == ("silent", "thinking")
+        await talk.quiet()
+        assert talk.history()[0] == ("user", "hello")
+        assert talk.history()[-1] == ("assistant", "Hi.")
+        assert [(e.turn_id, e.record.outcome) for e in talk.all(events.TurnDone)] == [
+            (1, "interrupted"),
+            (2, "completed"),
+        ]
+
+
+async def test_the_rest_of_a_reply_is_not_said_when_the_button_was_pressed_after_the_noise() -> None:
+    async with Talk(asr=SlowAsr(("tell me a story", 0.1), ("", 2.0)), replies=[STORY]) as talk:
+        await talk.say(0.6)
+        await talk.until(events.ReplyCaption)
+        await talk.hush(1.0)
+        await talk.say(0.6)
+        await talk.until(events.UtteranceCommitted, n=2)
+        assert talk.session.cancel_replies() is True
+        await talk.until(events.UtteranceDropped)
+        await talk.quiet()
+        assert len(talk.all(events.ReplyStarted)) == 1
+        assert [(e.turn_id, e.record.outcome) for e in talk.all(events.TurnDone)] == [
+            (1, "interrupted"),
+            (2, "interrupted"),
+        ]
+
+
+async def test_a_reply_that_was_taken_back_does_not_fail_as_well() -> None:
+    asr = SlowAsr(("hello", 1.0))
+    async with Talk(asr=asr) as talk:
+        await talk.say(0.6)
+        await talk.until(events.UtteranceCommitted)
+        asr.error = EngineFailed("no", stage="asr")
+        talk.session.cancel_replies()
+        await talk.until(events.TranscriptFailed)
+        await talk.quiet()
+        assert [done.record.outcome for done in talk.all(events.TurnDone)] == ["interrupted"]
+        assert talk.all(events.TurnFailed) == []
+
+
+async def test_a_truncation_of_what_is_heard_takes_back_no_reply_to_what_was_said_since() -> None:
+    asr = SlowAsr(("tell me a story", 0.1), ("and then", 2.0))
+    async with Talk(asr=asr, replies=[STORY, "Then."], options={"turn_detection": SLOW_TO_END}) as talk:
+        await talk.say(0.6)
+        await talk.until(events.ReplyCaption)
+        await talk.hush(1.0)
+        await talk.say(0.6)
+        await talk.until(events.UtteranceCommitted, n=2)
+        talk.session.truncate(the_reply(talk).id, 500)
+        await talk.quiet()
+        assert talk.history()[-1] == ("assistant", "Then.")
+
+
+async def test_a_talk_goes_on_when_its_history_is_full() -> None:
+    async with Talk(said=["one more"], replies=["Good."]) as talk:
+        for n in range(MAX_ITEMS):
+            talk.session.conversation.add(Item(f"filler_{n}", "user", "filler"))
+        await talk.say(0.6)
+        await talk.quiet()
+        assert talk.history()[-2:] == [("user", "one more"), ("assistant", "Good.")]
+        assert [gone.item_id for gone in talk.all(events.ItemDeleted)] == ["filler_0", "filler_1"]
+        assert len(talk.session.conversation) == MAX_ITEMS
+        with pytest.raises(TooLarge, match="full"):
+            talk.session.add_item(Item("item_typed", "user", "what a client adds is the client's to make room for"))
+
+
+async def test_a_model_that_never_counts_fails_its_turn_and_not_the_talk() -> None:
+    llm = ScriptedLlm(["Fine."])
+    async with Talk(llm=llm, said=["hello", "again"], turn={"first_token_timeout_s": 2}) as talk:
+        llm.counts = False
+        await talk.say(0.6)
+        (failed,) = [await talk.until(events.TurnFailed)]
+        assert (type(failed.error), failed.error.stage) == (EngineTimeout, "llm")
+        llm.counts = True
+        await talk.say(0.6)
+        await talk.quiet()
+        assert talk.history()[-1] == ("assistant", "Fine.")
 
 
 async def test_an_utterance_deleted_while_it_is_transcribed_is_answered_from_what_is_left() -> None:
@@ -329,7 +443,7 @@ async def test_a_voice_that_forgets_the_end_marks_still_gives_a_true_history() -
         await talk.say(0.6)
         await talk.until(events.ReplyCaption, n=3)
         await talk.hush(1.1)
-        talk.session.barge_in()
+        talk.session.cancel_replies()
         await talk.quiet()
         heard = the_reply(talk).heard
         assert heard is not None
@@ -416,7 +530,7 @@ async def test_engines_are_closed_at_the_interruption_and_not_some_time_later() 
         await talk.say(0.6)
         await talk.until(events.ReplyCaption)
         assert (talk.llm.open_streams, talk.tts.open_streams) == (1, 1)
-        talk.session.barge_in()
+        talk.session.cancel_replies()
         for _ in range(20):
             await asyncio.sleep(0)
         assert (talk.llm.open_streams, talk.tts.open_streams) == (0, 0)
@@ -436,7 +550,7 @@ async def test_a_report_that_comes_after_the_cut_replaces_our_estimate() -> None
         await talk.say(0.6)
         await talk.until(events.ReplyCaption)
         await talk.hush(2.0)
-        talk.session.barge_in()
+        talk.session.cancel_replies()
         talk.session.played(1, round(1.0 * 24000))
         assert the_reply(talk).heard == "Once upon a time"
         talk.session.played(1, round(1.4 * 24000))
@@ -514,7 +628,7 @@ async def test_a_voice_that_waits_for_room_is_closed_by_the_interruption_and_not
         await talk.hush(1.5)
         assert talk.session.outbox.pending_s >= 0.9
         assert talk.tts.open_streams == 1
-        talk.session.barge_in()
+        talk.session.cancel_replies()
         for _ in range(20):
             await asyncio.sleep(0)
         assert talk.tts.open_streams == 0

@@ -77,6 +77,7 @@ class ScriptedLlm:
     token_s: float = 0.02
     asked: list[tuple[Message, ...]] = field(default_factory=list)
     open_streams: int = 0
+    counts: bool = True  # False: a count of tokens never comes
     info = EngineInfo("llm", "scripted", "script", context_tokens=4096, capacity=4)
 
     n_waiting = 0
@@ -103,6 +104,8 @@ class ScriptedLlm:
             self.open_streams -= 1
 
     async def count_tokens(self, text: str) -> int:
+        if not self.counts:
+            await asyncio.Event().wait()
         return len(text.split())
 
 
