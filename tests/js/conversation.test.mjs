@@ -73,6 +73,21 @@ test("an interrupted reply keeps only what was heard", () => {
   assert.deepEqual(texts(), ["assistant: Very"]);
 });
 
+test("a restored conversation shows no reply without words, and says which words were not understood", () => {
+  const { t } = transcript();
+  t.itemAdded(item("u1", "user", "", "incomplete"));
+  t.itemAdded(item("a1", "assistant", "", "incomplete"), "u1");
+  t.itemDone(item("a1", "assistant", "", "incomplete"));
+  t.itemAdded(item("u2", "user", "", "in_progress"), "a1");
+  assert.deepEqual(
+    t.messages.map(({ id, state, note }) => [id, state, note]),
+    [
+      ["u1", "failed", "I could not make out these words."],
+      ["u2", "open", ""],
+    ],
+  );
+});
+
 test("a restored conversation is filled in once", () => {
   const { t, texts } = transcript();
   for (let n = 0; n < 2; n += 1) {

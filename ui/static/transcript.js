@@ -40,9 +40,14 @@ export class Transcript {
   itemAdded(item, previousId) {
     if (item.type !== "message" || (item.role !== "user" && item.role !== "assistant")) return;
     const known = this.get(item.id);
-    const message = this.#upsert(item.id, item.role, previousId);
     const text = itemText(item);
     const finished = item.status !== "in_progress";
+    if (item.role === "assistant" && finished && !text && !known) return; // it ended before its first word
+    const message = this.#upsert(item.id, item.role, previousId);
+    if (item.role === "user" && item.status === "incomplete" && !text) {
+      this.userFailed(item.id);
+      return;
+    }
     // A reply that is being made is shown by its captions; only a finished one that this page has not seen is filled in.
     if (item.role === "assistant" && (known || !finished)) return;
     const done = text !== "";
