@@ -333,6 +333,7 @@ class Server:
                 metrics=self.metrics,
                 sockets=self.sockets,
                 voices=self.voices.by_id,
+                own_voice=self._voice,
                 turn_detection=TurnDetection.from_settings(self.settings),
                 why_not_ready=self._why_not_ready,
                 new_id=new_id,

@@ -52,6 +52,7 @@ class Door:
     metrics: Metrics
     sockets: Sockets
     voices: Callable[[str], Collection[str]]  # the ids that an owner may choose now
+    own_voice: str  # the server's
     turn_detection: TurnDetection
     why_not_ready: Callable[[], str]  # empty when talks may begin
     new_id: Callable[[str], str]
@@ -228,6 +229,7 @@ class _Connection:
             seat.session,
             send=answers.append,
             voices=partial(self._door.voices, self._principal.owner),
+            own_voice=self._door.own_voice,
             default=self._door.turn_detection,
             on_underruns=partial(self._count_underruns, seat),
             pause=lambda: asyncio.sleep(0),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -13,6 +13,11 @@ from pipeline.options import SessionOptions, TurnDetection
 
 Json = dict[str, Any]
 MIN_RATE, MAX_RATE = 8000, 48000
+# Names of OpenAI's voices, which tools send unasked. Where the engine has no voice of that name, they stand for the
+# server's own.
+OPENAI_VOICES: Final = frozenset(
+    ("alloy", "ash", "ballad", "cedar", "coral", "echo", "fable", "marin", "nova", "onyx", "sage", "shimmer", "verse")
+)
 
 
 class Part(BaseModel):
@@ -100,9 +105,12 @@ def parse(model: type[BaseModel], data: object, at: str) -> Any:
 
 
 def updated(
-    options: SessionOptions, session: object, *, voices: Collection[str], default: TurnDetection
+    options: SessionOptions, session: object, *, voices: Collection[str], own_voice: str, default: TurnDetection
 ) -> SessionOptions:
-    """The options after a session.update. `InvalidInput` for a wrong value; then nothing was changed."""
+    """The options after a session.update. `InvalidInput` for a wrong value; then nothing was changed.
+
+    `own_voice` is the server's, `default` its turn detection.
+    """
     update: SessionUpdate = parse(SessionUpdate, session, "session")
     new = options
     if update.instructions is not None:
@@ -118,7 +126,7 @@ def updated(
     if audio.input is not None:
         new = _with_input(new, audio.input, default)
     if audio.output is not None:
-        new = _with_output(new, audio.output, voices)
+        new = _with_output(new, audio.output, voices, own_voice)
     return new
 
 
@@ -149,13 +157,15 @@ def _detection(before: TurnDetection | None, update: Detection | None, default: 
     )
 
 
-def _with_output(options: SessionOptions, update: Output, voices: Collection[str]) -> SessionOptions:
+def _with_output(options: SessionOptions, update: Output, voices: Collection[str], own_voice: str) -> SessionOptions:
     if update.format is not None:
         options = replace(options, output_sample_rate=update.format.rate)
     if update.speed is not None:
         options = replace(options, speed=update.speed)
     voice = update.voice.get("id") if isinstance(update.voice, dict) else update.voice
     if voice is not None:
+        if isinstance(voice, str) and voice in OPENAI_VOICES and voice not in voices:
+            voice = own_voice
         if not isinstance(voice, str) or voice not in voices:
             raise InvalidInput(
                 "this voice does not exist; session.voicepod.voices lists those that do",

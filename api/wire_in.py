@@ -109,6 +109,7 @@ class Reader:
         *,
         send: Callable[[Json], None],
         voices: Callable[[], Collection[str]],
+        own_voice: str,
         default: TurnDetection,
         on_underruns: Callable[[int], None],
         pause: Callable[[], Awaitable[None]],
@@ -116,7 +117,7 @@ class Reader:
     ) -> None:
         self.session = session
         self.n_malformed = 0
-        self._send, self._voices, self._default = send, voices, default
+        self._send, self._voices, self._own_voice, self._default = send, voices, own_voice, default
         self._on_underruns, self._pause, self._new_id = on_underruns, pause, new_id
 
     async def audio(self, data: bytes | memoryview) -> None:
@@ -156,8 +157,15 @@ class Reader:
     async def _session_update(self, event: Json) -> None:
         if not isinstance(event.get("session"), dict):
             raise InvalidInput("session is missing", code="invalid_value", param="session")
-        options = updated(self.session.options, event["session"], voices=self._voices(), default=self._default)
-        self.session.update(options)
+        self.session.update(
+            updated(
+                self.session.options,
+                event["session"],
+                voices=self._voices(),
+                own_voice=self._own_voice,
+                default=self._default,
+            )
+        )
 
     async def _append(self, event: Json) -> None:
         audio = parse(Append, event, "event").audio

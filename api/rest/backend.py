@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from api.access.limits import Limiter
 from api.registry import Registry
 from api.rest.jobs import Jobs
+from api.session_json import OPENAI_VOICES
 from api.voices.book import VoiceBook
 from api.voices.workshop import Workshop
 from pipeline.engines.base import Engines, Voice
@@ -22,12 +23,6 @@ T = TypeVar("T")
 
 # Loading takes seconds to a minute, a generation seconds: who comes back after this time meets something new.
 RETRY_LOADING_S, RETRY_BUSY_S = 5.0, 3.0
-
-# Names of OpenAI's voices, which tools send unasked. Where the engine has no voice of that name, they stand for the
-# server's own.
-OPENAI_VOICES: Final = frozenset(
-    ("alloy", "ash", "ballad", "cedar", "coral", "echo", "fable", "marin", "nova", "onyx", "sage", "shimmer", "verse")
-)
 
 
 class Slots:

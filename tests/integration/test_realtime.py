@@ -260,6 +260,18 @@ async def test_a_wrong_event_is_a_typed_error_and_changes_nothing(live: Live, te
         await client.until("response.done")
 
 
+@pytest.mark.parametrize("name", ["marin", "alloy", {"id": "ash"}])
+async def test_a_name_of_openais_voices_stands_for_the_servers_own(live: Live, name: Any) -> None:
+    async with connected(live.url) as client:
+        own = (await client.until("session.created"))["session"]["audio"]["output"]["voice"]
+        await client.send("session.update", session={"audio": {"output": {"voice": "bruno"}}})
+        await client.send("session.update", session={"instructions": "Be brief.", "audio": {"output": {"voice": name}}})
+        session = (await client.until("session.updated", 2))["session"]
+        assert own != "bruno"
+        assert (session["audio"]["output"]["voice"], session["instructions"]) == (own, "Be brief.")
+        assert not client.all("error")
+
+
 async def test_odd_bytes_and_rubbish_by_the_score_do_no_harm(live: Live) -> None:
     async with connected(live.url, protocols=PAGE) as client:
         await client.socket.send(b"\x00\x01\x02")

@@ -247,6 +247,7 @@ async def test_a_client_example_is_taken(example: Json) -> None:
         cast(Session, _Talk()),
         send=answers.append,
         voices=lambda: {"af_heart"},
+        own_voice="af_heart",
         default=DETECTION,
         on_underruns=lambda n: None,
         pause=pause,
