@@ -25,6 +25,8 @@ SLICE_S = 0.5  # a chunk is fed in slices of at most this length, with a yield b
 MAX_TEXT_CHARS = 20_000
 U32 = 2**32 - 1
 ItemId = Annotated[str, Field(min_length=1, max_length=200)]
+MetadataKey = Annotated[str, Field(max_length=64)]
+MetadataValue = Annotated[str, Field(max_length=512)]
 
 
 class Append(Part):
@@ -77,6 +79,7 @@ class ResponseParts(Part):
     output_modalities: Annotated[list[Literal["audio", "text"]], Field(min_length=1, max_length=1)] | None = None
     max_output_tokens: Annotated[int, Field(ge=1, le=4096)] | Literal["inf"] | None = None
     conversation: Literal["auto"] | None = None
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
 
 
 class CreateResponse(Part):
@@ -210,6 +213,7 @@ class Reader:
                 instructions=how.instructions,
                 spoken=None if how.output_modalities is None else how.output_modalities[0] == "audio",
                 max_tokens=limit if isinstance(limit, int) else None,
+                metadata=how.metadata,
             )
         )
 

@@ -191,7 +191,7 @@ class Writer:
         self._captions[event.response_id] = ""
         for turn_id in [turn for turn in self._responses if turn < event.turn_id - 32]:
             self._captions.pop(self._responses.pop(turn_id)[0], None)
-        response = self._response_json(event.response_id, "in_progress", spoken=event.spoken, output=[])
+        response = self._response_json(event, "in_progress", output=[])
         yield {"type": "response.created", "response": response}
 
     def _reply_text(self, event: events.ReplyText) -> Iterator[Json]:
@@ -242,24 +242,26 @@ class Writer:
             "output_tokens": event.n_output_tokens,
             "total_tokens": event.n_input_tokens + event.n_output_tokens,
         }
-        response = self._response_json(event.response_id, event.status, spoken=event.spoken, output=[item])
+        response = self._response_json(event, event.status, output=[item])
         yield {"type": "response.done", "response": {**response, "status_details": details, "usage": usage}}
 
-    def _response_json(self, response_id: str, status: str, *, spoken: bool, output: list[Json]) -> Json:
+    def _response_json(
+        self, event: events.ReplyStarted | events.ReplyFinished, status: str, *, output: list[Json]
+    ) -> Json:
         options = self._session.options
         audio_format = {"type": "audio/pcm", "rate": options.output_sample_rate}
         return {
             "object": "realtime.response",
-            "id": response_id,
+            "id": event.response_id,
             "status": status,
             "status_details": None,
             "output": output,
             "conversation_id": self._session.id.replace("sess_", "conv_"),
-            "output_modalities": ["audio" if spoken else "text"],
+            "output_modalities": ["audio" if event.spoken else "text"],
             "max_output_tokens": options.max_output_tokens or "inf",
             "audio": {"output": {"format": audio_format, "voice": options.voice}},
             "usage": None,
-            "metadata": None,
+            "metadata": None if event.metadata is None else dict(event.metadata),
         }
 
     def _flushed(self, event: events.Flushed) -> Iterator[Json]:

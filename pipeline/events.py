@@ -7,6 +7,7 @@ came. `turn_id` counts the turns of a session from 1; it is the `turn` of the wi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -116,6 +117,7 @@ class ReplyStarted(Event):
     response_id: str
     item_id: str
     spoken: bool
+    metadata: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +153,7 @@ class ReplyFinished(Event):
     n_input_tokens: int = 0
     n_output_tokens: int = 0
     error: VoicepodError | None = None
+    metadata: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

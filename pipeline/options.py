@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -70,9 +71,13 @@ class SessionOptions:
 
 @dataclass(frozen=True, slots=True)
 class ReplyOptions:
-    """What one reply does differently from its session; `text` is said as it is, without the model."""
+    """What one reply does differently from its session; `text` is said as it is, without the model.
+
+    `metadata` is the client's own, and comes back with the response.
+    """
 
     instructions: str | None = None
     spoken: bool | None = None
     max_tokens: int | None = None
     text: str | None = None
+    metadata: Mapping[str, str] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,10 +50,18 @@ class Response:
     """Made by `run` in a task of its own; `cut` ends it from outside with plain calls."""
 
     def __init__(
-        self, parts: Parts, record: TurnRecord, *, spoken: bool, sample_rate: int, gate: Gate = "released"
+        self,
+        parts: Parts,
+        record: TurnRecord,
+        *,
+        spoken: bool,
+        sample_rate: int,
+        gate: Gate = "released",
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         self.id, self.item_id = parts.new_id("resp"), parts.new_id("item")
         self.turn_id, self.record, self.spoken = record.turn_id, record, spoken
+        self.metadata = metadata
         self.playout = Playout(record.turn_id, sample_rate, replay_s=parts.turn.replay_s)
         self.output = TurnOutput(parts.outbox, self.playout, parts.tell, gate=gate)
         self.text = ""
@@ -199,7 +207,12 @@ class Response:
         previous_item_id = self._parts.add(item)
         self._parts.tell(
             events.ReplyStarted(
-                at_s=now_s, turn_id=self.turn_id, response_id=self.id, item_id=self.item_id, spoken=self.spoken
+                at_s=now_s,
+                turn_id=self.turn_id,
+                response_id=self.id,
+                item_id=self.item_id,
+                spoken=self.spoken,
+                metadata=self.metadata,
             )
         )
         self._parts.tell(
@@ -282,6 +295,7 @@ class Response:
             n_input_tokens=self.n_input_tokens,
             n_output_tokens=self._n_deltas,
             error=error,
+            metadata=self.metadata,
         )
         with contextlib.suppress(VoicepodError):  # the item was deleted, or never begun
             conversation = self._parts.conversation

@@ -465,7 +465,13 @@ class Session:
 
     def _fail_requested_reply(self, utterance: Utterance, error: VoicepodError) -> None:
         """The client asked for a reply to words that are none: its response ends, and says why."""
-        response = Response(self._parts, utterance.record, spoken=False, sample_rate=self.options.output_sample_rate)
+        response = Response(
+            self._parts,
+            utterance.record,
+            spoken=False,
+            sample_rate=self.options.output_sample_rate,
+            metadata=None if utterance.asked is None else utterance.asked.metadata,
+        )
         self._latest = response
         self._spawn(response.fail(error))
 
@@ -473,7 +479,13 @@ class Session:
 
     def _reply(self, record: TurnRecord, how: ReplyOptions) -> None:
         spoken = self.options.modality == "audio" if how.spoken is None else how.spoken
-        response = Response(self._parts, record, spoken=spoken, sample_rate=self.options.output_sample_rate)
+        response = Response(
+            self._parts,
+            record,
+            spoken=spoken,
+            sample_rate=self.options.output_sample_rate,
+            metadata=how.metadata,
+        )
         previous, self._latest = self._latest, response
         self._responses[record.turn_id] = response
         while len(self._responses) > REMEMBERED_RESPONSES:

@@ -272,6 +272,31 @@ async def test_a_name_of_openais_voices_stands_for_the_servers_own(live: Live, n
         assert not client.all("error")
 
 
+async def test_the_metadata_of_a_reply_that_was_asked_for_comes_back(live: Live) -> None:
+    live.llm.replies = ["Yes.", "Indeed.", "No."]
+    async with connected(live.url) as client:
+        await client.send("session.update", session={"audio": {"input": {"turn_detection": None}}})
+        await client.send("response.create", response={"output_modalities": ["text"], "metadata": {"asked_as": "one"}})
+        await client.until("response.done")
+        live.asr.texts = ["what else"]
+        await client.speak(0.5)
+        await client.send("input_audio_buffer.commit")  # the reply waits for the transcript
+        await client.send("response.create", response={"output_modalities": ["text"], "metadata": {"asked_as": "two"}})
+        await client.until("response.done", 2)
+        live.asr.texts = [""]
+        await client.speak(0.5)
+        await client.send("input_audio_buffer.commit")
+        await client.send("response.create", response={"metadata": {"asked_as": "three"}})
+        await client.until("response.done", 3)
+        await client.send("response.create", response={"output_modalities": ["text"]})
+        await client.until("response.done", 4)
+        for kind in ("response.created", "response.done"):
+            told = [event["response"]["metadata"] for event in client.all(kind)]
+            assert told == [{"asked_as": "one"}, {"asked_as": "two"}, {"asked_as": "three"}, None]
+        await client.send("response.create", response={"metadata": {"x" * 65: ""}})
+        assert (await client.until("error", 2))["error"]["code"] == "invalid_value"
+
+
 async def test_odd_bytes_and_rubbish_by_the_score_do_no_harm(live: Live) -> None:
     async with connected(live.url, protocols=PAGE) as client:
         await client.socket.send(b"\x00\x01\x02")
