@@ -32,7 +32,7 @@ from settings import NetworkSettings
 log = structlog.get_logger()
 
 PROTOCOL = "voicepod.v1"
-TOKEN_PREFIX, RESUME_PREFIX = "voicepod.token.", "voicepod.resume."
+TOKEN_PREFIX, RESUME_PREFIX, KEY_PREFIX = "voicepod.token.", "voicepod.resume.", "openai-insecure-api-key."
 STOCK_PROTOCOL = "realtime"
 # A client that resumes says where its player stopped as its first event; a talk waits this long for it.
 RESUME_WAIT_S = 1.0
@@ -62,7 +62,7 @@ async def serve(websocket: WebSocket, door: Door) -> None:
     """The whole life of one socket. Never raises: what goes wrong is told to the client and to the log."""
     offered = list(websocket.scope.get("subprotocols", []))
     try:
-        principal = await door.access.of_socket(websocket, _suffix(offered, TOKEN_PREFIX))
+        principal = await door.access.of_socket(websocket, _suffix(offered, TOKEN_PREFIX), _suffix(offered, KEY_PREFIX))
         _check_room(door, principal)
     except VoicepodError as error:
         await websocket.send_denial_response(error_response(error))

@@ -141,17 +141,24 @@ class Access:
             self.origins.check(connection.headers, method, is_cookie=not self.is_open)
         return self._checked(principal, scope)
 
-    async def of_socket(self, websocket: WebSocket, ticket: str | None) -> Principal:
-        """The principal of a WebSocket. A browser's page needs a ticket and an origin that may; a program its key."""
+    async def of_socket(self, websocket: WebSocket, ticket: str | None, key: str | None = None) -> Principal:
+        """The principal of a WebSocket. A program needs its key, a browser's page an origin that may and a ticket.
+
+        `key` is the one that OpenAI's clients offer as a subprotocol where they can set no header. A page that knows a
+        key could get a ticket for it, so the key alone does.
+        """
         headers = websocket.headers
         if not self.origins.host_allowed(headers):
             self._rejected("forbidden")
             raise Forbidden("this server does not go by that name", code="foreign_host")
         origin = headers.get("origin")
-        if origin is None or ("authorization" in headers and not self.is_open):  # no browser can send that one
+        may_come = origin is None or self.origins.allowed(origin, headers)
+        if key is not None and may_come and "authorization" not in headers:
+            principal = EVERYBODY if self.is_open else await self._by_bearer(websocket, key)
+        elif origin is None or ("authorization" in headers and not self.is_open):  # no browser can send that one
             principal = await self.principal(websocket, cookies=False)
         else:
-            owner = self.tickets.use(ticket) if ticket and self.origins.allowed(origin, headers) else None
+            owner = self.tickets.use(ticket) if ticket and may_come else None
             if owner is None or not await self.is_active(owner):
                 self._rejected("forbidden")
                 self._auth_failed("no_ticket")

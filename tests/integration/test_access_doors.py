@@ -272,6 +272,25 @@ async def test_a_socket_needs_a_key_or_a_ticket_and_the_scope() -> None:
             assert await refusal(live.url, protocols=late, origin=live.http) == 403
 
 
+async def test_a_client_that_can_set_no_header_brings_its_key_as_a_subprotocol() -> None:
+    desk = "https://desk.example"
+    async with closed(network={"cors_enabled": True, "allowed_origins": [desk]}) as live:
+        directory = live.server.store.directory
+        (_, key), (_, deaf) = new_key(directory), new_key(directory, scopes=frozenset(("speech",)))
+
+        def offer(secret: str) -> list[str]:
+            return ["realtime", f"openai-insecure-api-key.{secret}", "openai-agents-sdk.0.1"]
+
+        for origin in (None, live.http, desk):
+            async with connected(live.url, protocols=offer(key), origin=origin) as client:
+                await client.until("session.created")
+                assert client.socket.subprotocol == "realtime"
+            assert await refusal(live.url, protocols=offer(deaf), origin=origin) == 403
+            assert await refusal(live.url, protocols=offer("vp_no_key"), origin=origin) == 401
+        assert await refusal(live.url, protocols=offer(key), origin="https://evil.example") == 403
+        assert await refusal(live.url, protocols=offer(key), additional_headers=bearer("vp_no_key")) == 401
+
+
 async def test_a_key_revoked_by_another_process_ends_open_sockets_and_their_talk() -> None:
     async with closed() as live:
         directory = live.server.store.directory

@@ -415,6 +415,16 @@ async def test_a_browser_needs_its_own_origin_and_a_token_that_works_once(live: 
             pass
 
 
+async def test_a_browser_with_openais_client_needs_an_allowed_origin_only(live: Live) -> None:
+    protocols = ["realtime", "openai-insecure-api-key.none"]
+    async with connected(live.url, protocols=protocols, origin=live.http) as client:
+        await client.until("session.created")
+    with pytest.raises(websockets.InvalidStatus) as refused:
+        async with connected(live.url, protocols=protocols, origin="http://evil.example"):
+            pass
+    assert refused.value.response.status_code == 403
+
+
 async def test_a_foreign_name_for_loopback_is_refused(live: Live) -> None:
     with pytest.raises(websockets.InvalidStatus):
         async with connected(live.url, additional_headers={"Host": f"evil.example:{live.port}"}):
