@@ -286,7 +286,9 @@ class Writer:
         }
 
     def _turn_failed(self, event: events.TurnFailed) -> Iterator[Json]:
-        yield {"type": "error", "error": error_object(event.error)}
+        # To a stock client an `error` says that an event of its own was wrong: Pipecat stops reading at one.
+        if self.extended or not event.by_response:
+            yield {"type": "error", "error": error_object(event.error)}
 
 
 def item_json(item: Item) -> Json:

@@ -178,9 +178,10 @@ class TurnDone(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnFailed(Event):
-    """A stage failed; the session lives on."""
+    """A stage failed; the session lives on. `by_response`: the end of the turn's response tells it as well."""
 
     error: VoicepodError
+    by_response: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

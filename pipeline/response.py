@@ -136,7 +136,9 @@ class Response:
 
     async def fail(self, error: VoicepodError) -> None:
         """End with an error; what was made before it is still heard."""
-        self._parts.tell(events.TurnFailed(at_s=self._parts.clock(), turn_id=self.turn_id, error=error))
+        self._parts.tell(
+            events.TurnFailed(at_s=self._parts.clock(), turn_id=self.turn_id, error=error, by_response=self.is_open)
+        )
         self.record.error_code = error.code
         self.playout.finish()
         if not self._begun:  # a client that waits for the end of the response gets one

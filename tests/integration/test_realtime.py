@@ -294,7 +294,7 @@ async def test_the_metadata_of_a_reply_that_was_asked_for_comes_back(live: Live)
             told = [event["response"]["metadata"] for event in client.all(kind)]
             assert told == [{"asked_as": "one"}, {"asked_as": "two"}, {"asked_as": "three"}, None]
         await client.send("response.create", response={"metadata": {"x" * 65: ""}})
-        assert (await client.until("error", 2))["error"]["code"] == "invalid_value"
+        assert (await client.until("error"))["error"]["code"] == "invalid_value"
 
 
 async def test_odd_bytes_and_rubbish_by_the_score_do_no_harm(live: Live) -> None:
@@ -441,6 +441,21 @@ async def test_an_engine_that_fails_in_mid_turn_is_told_and_the_next_turn_works(
         await client.until("conversation.item.input_audio_transcription.failed")
         await client.say(binary=True)
         await client.until("response.done")
+
+
+@pytest.mark.parametrize(("protocols", "errors"), [(None, []), (PAGE, ["no_speech"])])
+async def test_a_reply_that_fails_is_an_error_event_for_pages_only(
+    live: Live, protocols: list[str] | None, errors: list[str]
+) -> None:
+    live.asr.texts = [""]
+    async with connected(live.url, protocols=protocols) as client:
+        await client.send("session.update", session={"audio": {"input": {"turn_detection": None}}})
+        await client.speak(0.5)
+        await client.send("input_audio_buffer.commit")
+        await client.send("response.create")
+        failed = (await client.until("response.done"))["response"]
+        assert (failed["status"], failed["status_details"]["error"]["code"]) == ("failed", "no_speech")
+        assert [event["error"]["code"] for event in client.all("error")] == errors
 
 
 async def test_four_talks_at_once_end_with_their_own_answers(live: Live) -> None:
