@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import Field
@@ -17,7 +18,7 @@ from api.session_json import Part, parse, updated
 from api.wire_out import Json, error_json, item_json
 from pipeline.audio import AudioChunk
 from pipeline.conversation import Item
-from pipeline.errors import InvalidInput, VoicepodError
+from pipeline.errors import InvalidInput, NotFound, VoicepodError
 from pipeline.options import ReplyOptions, TurnDetection
 from pipeline.session import Session
 
@@ -192,17 +193,20 @@ class Reader:
         self.session.add_item(item, after=create.previous_item_id)
 
     async def _retrieve_item(self, event: Json) -> None:
-        item = self.session.conversation.get(parse(OfItem, event, "event").item_id)
+        with _missing_item(code="item_retrieve_invalid_item_id"):
+            item = self.session.conversation.get(parse(OfItem, event, "event").item_id)
         self._send({"type": "conversation.item.retrieved", "item": item_json(item)})
 
     async def _delete_item(self, event: Json) -> None:
-        self.session.delete_item(parse(OfItem, event, "event").item_id)
+        with _missing_item(code="item_delete_invalid_item_id"):
+            self.session.delete_item(parse(OfItem, event, "event").item_id)
 
     async def _truncate_item(self, event: Json) -> None:
         truncate: Truncate = parse(Truncate, event, "event")
         if truncate.content_index:
             raise InvalidInput("an item has one part: content_index must be 0", param="content_index")
-        self.session.truncate(truncate.item_id, truncate.audio_end_ms)
+        with _missing_item(code="item_truncate_invalid_item_id"):
+            self.session.truncate(truncate.item_id, truncate.audio_end_ms)
 
     async def _create_response(self, event: Json) -> None:
         create: CreateResponse = parse(CreateResponse, event, "event")
@@ -219,7 +223,8 @@ class Reader:
 
     async def _cancel_response(self, event: Json) -> None:
         if not self.session.cancel_replies():
-            raise InvalidInput("there is no response to cancel", code="response_cancel_not_active")
+            # OpenAI's first words: LiveKit goes by them, and takes every other error for one.
+            raise InvalidInput("Cancellation failed: there is no response", code="response_cancel_not_active")
 
     async def _playback(self, event: Json) -> None:
         played: Playback = parse(Playback, event, "event")
@@ -232,6 +237,15 @@ class Reader:
 
     async def _pong(self, event: Json) -> None:
         return
+
+
+@contextlib.contextmanager
+def _missing_item(*, code: str) -> Iterator[None]:
+    """Tells of a missing item by OpenAI's own code for the event: clients that wait for an answer go by it."""
+    try:
+        yield
+    except NotFound as error:
+        raise NotFound(error.message, code=code, param="item_id") from None
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -82,7 +82,9 @@ class Conversation:
         if self.is_full:
             raise TooLarge("the conversation is full: delete items or begin a new one", code="conversation_full")
         if any(known.id == item.id for known in self._items):
-            raise InvalidInput(f"there is an item '{item.id}' already", code="item_exists", param="item.id")
+            raise InvalidInput(
+                f"there is an item '{item.id}' already", code="item_create_duplicate_item_id", param="item.id"
+            )
         if after is None:
             index = len(self._items)
         elif after == "root":

@@ -217,10 +217,11 @@ BAD = [
     ('{"type": "input_audio_buffer.append", "audio": "AAAA"}', "odd_byte_count"),
     ('{"type": "input_audio_buffer.commit"}', "input_audio_buffer_commit_empty"),
     ('{"type": "response.cancel"}', "response_cancel_not_active"),
-    ('{"type": "conversation.item.delete", "item_id": "nope"}', "item_not_found"),
+    ('{"type": "conversation.item.retrieve", "item_id": "nope"}', "item_retrieve_invalid_item_id"),
+    ('{"type": "conversation.item.delete", "item_id": "nope"}', "item_delete_invalid_item_id"),
     (
         '{"type": "conversation.item.truncate", "item_id": "nope", "content_index": 0, "audio_end_ms": 1}',
-        "item_not_found",
+        "item_truncate_invalid_item_id",
     ),
     (
         '{"type": "conversation.item.create", "item": {"type": "message", "role": "boss", "content": []}}',

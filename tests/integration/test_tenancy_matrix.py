@@ -329,10 +329,10 @@ EVENTS = {
         },
         "item_not_found",
     ),
-    "conversation.item.retrieve": Event(lambda talk: {"item_id": talk.item}, "item_not_found"),
-    "conversation.item.delete": Event(lambda talk: {"item_id": talk.item}, "item_not_found"),
+    "conversation.item.retrieve": Event(lambda talk: {"item_id": talk.item}, "item_retrieve_invalid_item_id"),
+    "conversation.item.delete": Event(lambda talk: {"item_id": talk.item}, "item_delete_invalid_item_id"),
     "conversation.item.truncate": Event(
-        lambda talk: {"item_id": talk.item, "content_index": 0, "audio_end_ms": 0}, "item_not_found"
+        lambda talk: {"item_id": talk.item, "content_index": 0, "audio_end_ms": 0}, "item_truncate_invalid_item_id"
     ),
     "response.create": Event(lambda talk: {"response": {"output_modalities": ["text"]}}, then="response.done"),
     "response.cancel": Event(code="response_cancel_not_active"),
