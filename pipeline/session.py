@@ -184,7 +184,7 @@ class Session:
     def _take_back(self, utterance: Utterance, reason: ReplyReason) -> None:
         """No reply to these words, which are not known yet and are kept."""
         utterance.wants_reply, utterance.cancelled = False, True
-        response = Response(self._parts, utterance.record, spoken=False, sample_rate=self.options.output_sample_rate)
+        response = self._response_without_words(utterance)
         if utterance.requested:  # a client that waits for the end of the response gets one
             response.begin()
         response.cut(reason)
@@ -465,15 +465,13 @@ class Session:
 
     def _fail_requested_reply(self, utterance: Utterance, error: VoicepodError) -> None:
         """The client asked for a reply to words that are none: its response ends, and says why."""
-        response = Response(
-            self._parts,
-            utterance.record,
-            spoken=False,
-            sample_rate=self.options.output_sample_rate,
-            metadata=None if utterance.asked is None else utterance.asked.metadata,
-        )
-        self._latest = response
-        self._spawn(response.fail(error))
+        self._latest = self._response_without_words(utterance)
+        self._spawn(self._latest.fail(error))
+
+    def _response_without_words(self, utterance: Utterance) -> Response:
+        metadata = None if utterance.asked is None else utterance.asked.metadata
+        rate = self.options.output_sample_rate
+        return Response(self._parts, utterance.record, spoken=False, sample_rate=rate, metadata=metadata)
 
     # --- from words to speech
 

@@ -239,11 +239,12 @@ async def test_a_reply_asked_for_and_taken_back_before_the_words_are_known_is_to
     async with Talk(asr=asr, replies=["Hi."], options={"turn_detection": None}) as talk:
         talk.session.feed(spoken_audio(0.5))
         talk.session.commit()
-        talk.session.respond()
+        talk.session.respond(ReplyOptions(metadata={"asked_as": "one"}))
         assert talk.session.cancel_replies() is True
         await talk.until(events.ReplyFinished)
         (finished,) = talk.all(events.ReplyFinished)
         assert (finished.status, finished.reason) == ("cancelled", "client_cancelled")
+        assert finished.metadata == {"asked_as": "one"}
         assert [e.response_id for e in talk.all(events.ReplyStarted)] == [finished.response_id]
         talk.session.respond()  # and wanted again, as with a typed message behind the spoken words
         assert talk.session.state == ("silent", "thinking")
