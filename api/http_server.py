@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import sys
@@ -71,11 +72,25 @@ def leave(status: int) -> NoReturn:
 
 
 def _end_anyway() -> None:
-    log.error("server.stop_forced", lanes=sorted(lanes.abandoned))
-    _end(1)
+    # A closed output fails, and one that nobody reads holds whoever writes: the end waits for neither.
+    last_word = threading.Thread(target=_say_last_word, daemon=True)
+    last_word.start()
+    last_word.join(LAST_WORD_S)
+    os._exit(1)
+
+
+def _say_last_word() -> None:
+    with contextlib.suppress(OSError):
+        log.error("server.stop_forced", lanes=sorted(lanes.abandoned))
+        _flush()
 
 
 def _end(status: int) -> NoReturn:
+    with contextlib.suppress(OSError):
+        _flush()
+    os._exit(status)
+
+
+def _flush() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -52,3 +53,32 @@ def test_an_engine_that_hangs_does_not_keep_the_process_alive(where: str, status
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=STOP_S)
     assert ended.returncode == status, ended.stderr
     assert ended.stderr == ""
+
+
+@pytest.mark.parametrize("reader", ["gone", "asleep"])
+def test_an_output_that_takes_no_words_does_not_keep_the_process_alive_either(reader: str) -> None:
+    """A closed pipe fails when it is written to, a full one (a stopped terminal) holds whoever writes."""
+    read, write = os.pipe()
+    if reader == "gone":
+        os.close(read)
+    else:
+        os.set_blocking(write, False)
+        while not _is_full(write):
+            pass
+        os.set_blocking(write, True)
+    code = HANGING.replace("WHERE", "'close'")
+    try:
+        ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=write, stderr=-3, timeout=STOP_S)
+        assert ended.returncode == 1
+    finally:
+        os.close(write)
+        if reader == "asleep":
+            os.close(read)
+
+
+def _is_full(pipe: int) -> bool:
+    try:
+        os.write(pipe, bytes(4096))
+    except BlockingIOError:
+        return True
+    return False
