@@ -17,7 +17,7 @@ import ui
 from api.access import first_start
 from api.application import Server
 from api.http_server import HttpServer, leave
-from logs import configure_logging, release_logging
+from logs import configure_logging, open_missing_streams, release_logging, say
 from pipeline.engines.base import Engines, Voice
 from pipeline.engines.tiny_models import write_tiny_models
 from pipeline.errors import ConfigError, VoicepodError
@@ -34,6 +34,7 @@ log = structlog.get_logger()
 
 def main(argv: list[str] | None = None) -> int:
     """Serve until interrupted; gives the exit status."""
+    open_missing_streams()
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # cards counted as NVML counts them
     try:
         loaded = load_settings(sys.argv[1:] if argv is None else argv, os.environ)
@@ -106,7 +107,7 @@ def serve(settings: Settings) -> int:
     )
     scheme = "https" if network.tls_cert else "http"
     log.info("server.starting", url=f"{scheme}://{network.host}:{network.port}")
-    print(f"\n{first_start.words(settings, server.store, now_s=time.time())}\n", flush=True)
+    say(f"\n{first_start.words(settings, server.store, now_s=time.time())}\n")
     # Uvicorn raises a signal anew once everything is closed; being asked to stop is no failure.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):

@@ -7,15 +7,17 @@ below the logger `voicepod`; uvicorn's go through the same handlers, so it must 
 
 from __future__ import annotations
 
+import contextlib
 import json as json_module
 import logging
 import logging.handlers
 import math
+import os
 import re
 import sys
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -87,6 +89,19 @@ def release_logging() -> None:
         handler.close()
 
 
+def say(words: str) -> None:
+    """Words for whoever started the program; a terminal that takes none keeps nothing from going on."""
+    with contextlib.suppress(OSError):
+        print(words, flush=True)
+
+
+def open_missing_streams() -> None:
+    """Standard streams that were closed at the start lead nowhere: the next file opened must not be one of them."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open as long as the process
+
+
 def bind_session(session_id: str) -> None:
     """Puts `session_id` on every record of the current task and of the tasks it starts."""
     structlog.contextvars.bind_contextvars(session_id=session_id)
@@ -136,15 +151,13 @@ def _handler(name: str, wanted: HandlerSettings, block: LoggingSettings, as_json
 def _rotating_file(path: Path, wanted: HandlerSettings) -> logging.Handler:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return logging.handlers.RotatingFileHandler(
-            path, maxBytes=wanted.max_bytes, backupCount=wanted.backup_count, encoding="utf-8"
-        )
+        return _RotatingFile(path, maxBytes=wanted.max_bytes, backupCount=wanted.backup_count, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"the log file {path} cannot be written: {error.strerror}") from None
 
 
 def _console(as_json: bool) -> logging.Handler:
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _Stream(sys.stdout)
     handler.setFormatter(_json_formatter() if as_json else _readable_formatter(colors=sys.stdout.isatty()))
     return handler
 
@@ -180,6 +193,29 @@ class _LoggerFactory:
         name = self._by_module(*args).name
         inside = name == OWN_LOGGER or name.startswith(f"{OWN_LOGGER}.")
         return logging.getLogger(name if inside else f"{OWN_LOGGER}.{name}")
+
+
+class _Failing(logging.Handler):
+    """An output that may fail (a full disk, a closed pipe) is told of once: each record would give a traceback."""
+
+    _has_failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._has_failed:
+            self._has_failed = True
+            with contextlib.suppress(OSError):
+                print(f"voicepod: log records are lost: {error.strerror}", file=sys.stderr, flush=True)
+
+
+class _Stream(_Failing, logging.StreamHandler[TextIO]):
+    pass
+
+
+class _RotatingFile(_Failing, logging.handlers.RotatingFileHandler):
+    pass
 
 
 class _OneLine(structlog.stdlib.ProcessorFormatter):

@@ -6,19 +6,22 @@ import ast
 import io
 import json
 import logging
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logs import bind_session, configure_logging, escape, release_logging
+from logs import bind_session, configure_logging, escape, release_logging, say
 from pipeline.errors import ConfigError
 from settings import LoggingSettings, Settings, SystemSettings
 
@@ -71,6 +74,17 @@ def stdout(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 @pytest.fixture(autouse=True)
 def _a_plain_environment(monkeypatch: pytest.MonkeyPatch, logging_as_it_was: None) -> None:
     monkeypatch.delenv("VOICEPOD_CACHE", raising=False)
+
+
+@contextmanager
+def full_disk() -> Iterator[TextIO]:
+    """A file that takes nothing; what it was given is still there when it is closed, and fails again."""
+    file = Path("/dev/full").open("w")  # noqa: SIM115
+    try:
+        yield file
+    finally:
+        with suppress(OSError):
+            file.close()
 
 
 def with_block(block: dict[str, Any]) -> Settings:
@@ -315,6 +329,41 @@ def test_files_are_rotated_by_size(tmp_path: Path, stdout: Terminal) -> None:
     assert files == ["application.log", "application.log.1", "application.log.2"]
     assert all((tmp_path / "logs" / name).stat().st_size <= 2000 for name in files)
     assert stdout.lines == []
+
+
+def test_an_output_that_takes_no_more_records_is_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A full disk, a closed pipe: each record would else put a traceback on stderr, and in it fields uncleaned."""
+    with full_disk() as full:
+        monkeypatch.setattr("sys.stdout", full)
+        configure_logging(Settings(), json=True)
+        for _ in range(3):
+            structlog.get_logger().info("test.happened", api_key="secret")
+        release_logging()
+    assert capfd.readouterr().err == "voicepod: log records are lost: No space left on device\n"
+
+
+def test_words_for_a_terminal_that_is_gone_are_let_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    with full_disk() as full:
+        monkeypatch.setattr("sys.stdout", full)
+        say("Open the page.")
+
+
+def test_streams_that_were_closed_at_the_start_are_nowhere(tmp_path: Path) -> None:
+    """The next file to be opened, such as the database, would else have the number of stdout or stderr."""
+    code = """if True:
+        import os
+        from logs import open_missing_streams, say
+        open_missing_streams()
+        say("words")
+        with open("opened", "w") as file:
+            file.write(str(file.fileno()))
+    """
+    command = f"exec '{sys.executable}' -c '{code.replace(chr(39), chr(34))}' <&- >&- 2>&-"
+    ended = subprocess.run(["/bin/sh", "-c", command], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert ended.returncode == 0
+    assert int((tmp_path / "opened").read_text()) > 2
 
 
 def test_a_log_file_that_cannot_be_written_stops_the_start(tmp_path: Path) -> None:
