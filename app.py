@@ -110,6 +110,8 @@ def serve(settings: Settings) -> int:
     say(f"\n{first_start.words(settings, server.store, now_s=time.time())}\n")
     # Uvicorn raises a signal anew once everything is closed; being asked to stop is no failure.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # the terminal was closed; nohup has it ignored
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     with contextlib.suppress(KeyboardInterrupt):
         http.run()
     if fatal:

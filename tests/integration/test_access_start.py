@@ -76,3 +76,11 @@ def test_a_second_ctrl_c_ends_the_waiting_for_a_client_and_nothing_is_left(opene
     assert "Traceback" not in opened.output
     assert opened.errors == ""
     assert opened.relatives() == []
+
+
+def test_a_terminal_that_is_closed_ends_its_server_in_good_order(closed: ServerProcess) -> None:
+    closed.process.send_signal(signal.SIGHUP)
+    assert closed.process.wait(STOP_S) == 0
+    assert "server.stopped" in closed.output
+    assert closed.errors == ""
+    assert closed.relatives() == []
