@@ -20,7 +20,7 @@ from api.http_server import HttpServer, leave
 from logs import configure_logging, open_missing_streams, release_logging, say
 from pipeline.engines.base import Engines, Voice
 from pipeline.engines.tiny_models import write_tiny_models
-from pipeline.errors import ConfigError, VoicepodError
+from pipeline.errors import ConfigError, StorageError, VoicepodError
 from pipeline.model_needs import require_models
 from pipeline.turn import Waits
 from pipeline.warm_up import warm_turn
@@ -51,6 +51,9 @@ def main(argv: list[str] | None = None) -> int:
         return serve(loaded.settings)
     except ConfigError as error:
         print(f"voicepod: {error.message}", file=sys.stderr)
+        return 1
+    except StorageError as error:  # at the start; later ones cost a request
+        print(f"voicepod: storage.dir {loaded.settings.storage.dir}: {error.__cause__}", file=sys.stderr)
         return 1
     finally:
         release_logging()

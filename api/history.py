@@ -70,6 +70,7 @@ class History:
         self._talks: dict[str, _Talk] = {}
         self._waiting: list[Row] = []
         self._wake, self._writing = asyncio.Event(), asyncio.Lock()
+        store.now(_close_open_ones)
 
     # --- what happens in talks
 
@@ -127,7 +128,6 @@ class History:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Write and sweep while the block runs; what is still waiting is written at its end."""
-        await self._store.write(_close_open_ones)
         tasks = [asyncio.create_task(self._write_on(), name="history"), asyncio.create_task(self._sweep_on())]
         try:
             yield

@@ -244,7 +244,7 @@ class Store:
 
     def now(self, change: Callable[[sqlite3.Connection], T]) -> T:
         """As `write`, in the caller's thread: before the event loop runs."""
-        with self._lock, self._database.transaction() as connection:
+        with _told(), self._lock, self._database.transaction() as connection:
             return change(connection)
 
     async def changed_outside(self) -> bool:
@@ -272,9 +272,15 @@ class Store:
             return use()
 
     async def _run(self, work: Callable[[], T]) -> T:
-        try:
+        with _told():
             async with asyncio.timeout(ANSWER_S):
                 return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        except (sqlite3.Error, OSError) as error:  # a timeout is an OSError too
-            log.error("store.failed", error=type(error).__name__, reason=str(error))
-            raise StorageError("the server's storage cannot be reached") from error
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:  # a timeout is an OSError too
+        log.error("store.failed", error=type(error).__name__, reason=str(error))
+        raise StorageError("the server's storage cannot be reached") from error

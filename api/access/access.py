@@ -69,6 +69,7 @@ class Access:
         self._guesses = Guesses(clock)
         self._clock, self._rejected, self._auth_failed = clock, on_rejected, on_auth_failed
         self._checked_s = self._swept_s = float("-inf")
+        store.now(self._begin)
 
     # --- who is it
 
@@ -196,8 +197,6 @@ class Access:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Watch the credentials of open sockets and answers while the block runs."""
-        await self.store.write(self._begin)
-        await self.store.call(lambda: write_token(self.store.directory))
         watching = asyncio.create_task(self._watch(), name="credentials")
         try:
             yield
@@ -206,6 +205,7 @@ class Access:
             await asyncio.gather(watching, return_exceptions=True)
 
     def _begin(self, connection: sqlite3.Connection) -> None:
+        write_token(self.store.directory)
         for principal in (EVERYBODY, OPERATOR):  # they own things like everybody else
             row = (principal.owner, f"({principal.owner})", self.now())
             connection.execute("INSERT OR IGNORE INTO owners VALUES (?, ?, ?)", row)

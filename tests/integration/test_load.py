@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
 
 import app
 from api.ledger import GB, CardMemory
+from api.store import Database
 from pipeline.audio import AudioChunk
 from pipeline.engines.asr_by_load import AsrByLoad, with_light_model
 from pipeline.engines.base import Engines, Voice
@@ -51,6 +53,23 @@ async def test_a_turn_that_nobody_hears_goes_through_all_engines() -> None:
     assert utterance.seconds == pytest.approx(len(WORDS) * 0.06, abs=0.01)
     assert [(m.role, m.content) for m in messages] == [("system", "Be brief."), ("user", "so it was heard")]
     assert (llm.open_streams, tts.open_streams) == (0, 0)
+
+
+def test_a_disk_that_takes_no_more_stops_the_start_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], logging_as_it_was: None
+) -> None:
+    database = Database(tmp_path)
+    database.read().execute(
+        "CREATE TRIGGER full BEFORE INSERT ON owners BEGIN SELECT RAISE(FAIL, 'database or disk is full'); END"
+    )
+    database.close()
+    engines = Engines(ScriptedVad(), ScriptedAsr(), ScriptedLlm(), ScriptedTts())
+    monkeypatch.setattr(Engines, "from_settings", lambda settings: engines)
+    monkeypatch.setattr(app, "require_models", lambda settings: None)
+    assert app.main(["--set", f"storage.dir={tmp_path}", "--set", f"cache.dir={tmp_path}/cache", "--port", "0"]) == 1
+    told = capsys.readouterr()
+    assert told.err == f"voicepod: storage.dir {tmp_path}: database or disk is full\n"
+    assert "Traceback" not in told.out
 
 
 async def test_what_the_server_has_made_by_then_is_not_looked_through_in_a_talk() -> None:
