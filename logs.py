@@ -15,6 +15,7 @@ import math
 import os
 import re
 import sys
+import time
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -26,6 +27,7 @@ from pipeline.errors import ConfigError
 from settings import HandlerSettings, LoggerSettings, LoggingSettings, Settings
 
 OWN_LOGGER: Final = "voicepod"
+SELDOM_S: Final = 60.0
 GUIDE_LOGGER: Final = "fireredtts2"  # what the admin guide calls it
 REDACTED: Final = "[redacted]"
 _HANDLER_PREFIX: Final = "voicepod:"  # tells our handlers from those of a test runner
@@ -61,6 +63,7 @@ def configure_logging(settings: Settings, *, json: bool | None = None) -> None:
     for name in _UVICORN:
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
+    logging.getLogger("asyncio").addFilter(_Seldom())
     level = settings.system.log_level
     verbose = level == "DEBUG"
     logging.getLogger(OWN_LOGGER).setLevel(level)
@@ -79,6 +82,8 @@ def configure_logging(settings: Settings, *, json: bool | None = None) -> None:
 
 def release_logging() -> None:
     """Takes our handlers off all loggers and closes their files."""
+    asyncio_log = logging.getLogger("asyncio")
+    asyncio_log.filters = [kept for kept in asyncio_log.filters if not isinstance(kept, _Seldom)]
     ours = set()
     for logger in [logging.getLogger(), *_existing_loggers().values()]:
         for handler in list(logger.handlers):
@@ -208,6 +213,23 @@ class _Failing(logging.Handler):
             self._has_failed = True
             with contextlib.suppress(OSError):
                 print(f"voicepod: log records are lost: {error.strerror}", file=sys.stderr, flush=True)
+
+
+class _Seldom(logging.Filter):
+    """Out of file descriptors, asyncio says so two thousand times a second, each with a traceback: a minute will do."""
+
+    _next_s = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not str(record.msg).startswith("socket.accept() out of system resource"):
+            return True
+        now_s = time.monotonic()
+        if now_s < self._next_s:
+            return False
+        self._next_s = now_s + SELDOM_S
+        reason = record.exc_info[1] if record.exc_info else None
+        record.msg, record.exc_info = f"no connection can be accepted: {reason}", None
+        return True
 
 
 class _Stream(_Failing, logging.StreamHandler[TextIO]):

@@ -344,6 +344,19 @@ def test_an_output_that_takes_no_more_records_is_told_of_once(
     assert capfd.readouterr().err == "voicepod: log records are lost: No space left on device\n"
 
 
+def test_a_server_out_of_file_descriptors_does_not_fill_the_disk_with_words_about_it(stdout: Terminal) -> None:
+    configure_logging(Settings())
+    error = OSError(24, "Too many open files")
+    for _ in range(3):  # as asyncio says it
+        words = "socket.accept() out of system resource\nsocket: <socket>"
+        logging.getLogger("asyncio").error(words, exc_info=(OSError, error, None))
+    logging.getLogger("asyncio").error("something else")
+    first, second = stdout.records
+    assert first["event"] == "no connection can be accepted: [Errno 24] Too many open files"
+    assert "exception" not in first
+    assert second["event"] == "something else"
+
+
 def test_words_for_a_terminal_that_is_gone_are_let_be(monkeypatch: pytest.MonkeyPatch) -> None:
     with full_disk() as full:
         monkeypatch.setattr("sys.stdout", full)
