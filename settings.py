@@ -395,7 +395,7 @@ class TurnSettings(Section):
     end_wait_ms: Count = setting(600, "Silence that ends an utterance (patience), in ms.", ge=100, le=5000)
     min_utterance_ms: Count = setting(150, "Shorter utterances are ignored, in ms.", ge=0, le=5000)
     max_utterance_s: Number = setting(60.0, "Longer utterances are cut, in seconds.", ge=1, le=600)
-    echo_guard: bool = setting(True, "Ask more of speech while the assistant speaks, against its own echo.")
+    echo_guard: bool = setting(True, "Ask more of speech while the assistant speaks, and take its own echo for none.")
     asr_timeout_s: Number = setting(30.0, "Seconds a transcription may take.", gt=0, le=600)
     first_token_timeout_s: Number = setting(30.0, "Seconds until the LLM's first token.", gt=0, le=600)
     token_timeout_s: Number = setting(15.0, "Seconds between two tokens.", gt=0, le=600)

@@ -92,6 +92,15 @@ class Listener:
         self.clear()
         return utterance
 
+    @property
+    def so_far(self) -> AudioChunk:
+        """The audio of the open utterance up to now, with what went before it."""
+        return self._joined()
+
+    def disregard(self) -> None:
+        """What was taken for speech is none; its audio may still be what precedes speech."""
+        self._endpointer.reset()
+
     def clear(self) -> None:
         """Forget buffered audio and an open utterance; the left-over of the last chunk goes with it."""
         self._frames.clear()

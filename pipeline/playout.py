@@ -9,8 +9,11 @@ All positions count samples of the turn's audio at the session's output rate; al
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from pipeline.audio import AudioChunk
 from pipeline.engines.base import SpeechPiece, Word
@@ -22,6 +25,8 @@ REPORT_PATIENCE_S = 5.0
 REPORT_GAP_S = 0.25
 # How long a piece is expected to be while it is still being made: about 15 characters a second.
 SECONDS_PER_CHAR = 1 / 15
+# Audio is kept for so long after it was heard: a microphone picks it up late.
+KEPT_HEARD_S = 2.0
 
 
 @dataclass(slots=True)
@@ -58,6 +63,7 @@ class Playout:
         self._anchor_samples, self._anchor_at_s = 0, 0.0  # the server's own playback clock
         self._held = False  # no socket is attached
         self._sent_frames: deque[SentFrame] = deque()
+        self._heard_frames: deque[SentFrame] = deque()  # the last ones before them
         self._replay_samples = int(replay_s * sample_rate)
 
     # --- making
@@ -156,7 +162,25 @@ class Playout:
 
     def forget_sent(self) -> None:
         """Nothing will be sent again."""
-        self._sent_frames.clear()
+        self._forget_frames(self.sent_samples)
+
+    def forget_heard(self) -> None:
+        """Its echo has died away."""
+        self._heard_frames.clear()
+
+    def around(self, now_s: float, before_s: float, after_s: float) -> AudioChunk:
+        """What sounds from so long before now to so long after it, as far as it was sent; silence around it."""
+        now, rate = self.position(now_s), self.sample_rate
+        start, end = now - int(before_s * rate), now + int(after_s * rate)
+        samples = np.zeros(end - start, np.float32)
+        for frame in itertools.chain(self._heard_frames, self._sent_frames):
+            first = max(frame.first_sample, start)
+            last = min(frame.first_sample + frame.audio.n_samples, end)
+            if first < last:
+                samples[first - start : last - start] = frame.audio.samples[
+                    first - frame.first_sample : last - frame.first_sample
+                ]
+        return AudioChunk(samples, rate)
 
     def is_done(self, now_s: float) -> bool:
         """Cut, or made, sent and heard to the end."""
@@ -204,9 +228,11 @@ class Playout:
         return start + word_ends[n_whole - 1] if n_whole else start
 
     def _forget_frames(self, before_sample: int) -> None:
-        frames = self._sent_frames
-        while frames and frames[0].first_sample + frames[0].audio.n_samples <= before_sample:
-            frames.popleft()
+        sent, heard = self._sent_frames, self._heard_frames
+        while sent and sent[0].first_sample + sent[0].audio.n_samples <= before_sample:
+            heard.append(sent.popleft())
+        while heard and heard[0].first_sample < heard[-1].first_sample - KEPT_HEARD_S * self.sample_rate:
+            heard.popleft()
 
 
 def _word_ends(text: str) -> list[int]:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipeline import events
 from pipeline.audio import AudioChunk
 from pipeline.conversation import Conversation, Item
-from pipeline.echo import is_echo
+from pipeline.echo import HEARD_S, MAX_DELAY_S, is_echo, sounds_like
 from pipeline.endpointing import EndpointRules
 from pipeline.engines import lanes
 from pipeline.engines.base import Engines, Message, Voice
@@ -51,6 +51,8 @@ MIN_COMMIT_S = 0.1
 MAX_WAITING_UTTERANCES = 8
 # An echo that begins this long after the end of a reply can still be its last words: loudspeaker and room add delay.
 ECHO_TAIL_S = 0.4
+# A player may be ahead of what we know of it.
+PLAYER_AHEAD_S = 0.3
 
 
 # What became of an utterance's audio.
@@ -142,7 +144,9 @@ class Session:
         """Take a frame at the input rate, half a second at most. `TooLarge`: commit or clear the full buffer first."""
         self._listener.rules = self._rules()
         for heard in self._listener.feed(chunk):
-            if heard.endpoint.kind == "started":
+            if heard.endpoint.kind == "started" and self._is_our_voice():
+                self._listener.disregard()
+            elif heard.endpoint.kind == "started":
                 self._speech_started(heard)
             elif heard.endpoint.kind == "ended":
                 self._speech_ended(heard)
@@ -282,6 +286,22 @@ class Session:
 
     # --- from speech to words
 
+    @property
+    def _is_guarded(self) -> bool:
+        """Whether the microphone may hear our loudspeaker."""
+        return self._turn.echo_guard and not self.options.headphones
+
+    def _is_our_voice(self) -> bool:
+        """Whether what begins to sound like speech is a reply, come back through the microphone."""
+        if not self._is_guarded:
+            return False
+        now_s, heard = self._clock(), self._listener.so_far
+        return any(
+            sounds_like(heard, response.playout.around(now_s, HEARD_S + MAX_DELAY_S, PLAYER_AHEAD_S))
+            for response in self._responses.values()
+            if response.has_audio and not (response.finished.is_set() and now_s > response.finished_at_s + MAX_DELAY_S)
+        )
+
     def _speech_started(self, heard: Heard) -> None:
         now_s = self._clock()
         self._speech = utterance = self._new_utterance()
@@ -416,8 +436,7 @@ class Session:
     def _why_nothing(self, utterance: Utterance, text: str) -> events.DropReason | None:
         if not text.strip():
             return "no_speech"
-        guarded = self._turn.echo_guard and not self.options.headphones
-        if guarded and any(is_echo(text, reply.text) for reply in self._in_the_microphone(utterance)):
+        if self._is_guarded and any(is_echo(text, reply.text) for reply in self._in_the_microphone(utterance)):
             return "echo"
         return None
 
@@ -485,6 +504,9 @@ class Session:
             metadata=how.metadata,
         )
         previous, self._latest = self._latest, response
+        for earlier in self._responses.values():
+            if earlier.finished.is_set():
+                earlier.playout.forget_heard()
         self._responses[record.turn_id] = response
         while len(self._responses) > REMEMBERED_RESPONSES:
             self._responses.popitem(last=False)
@@ -562,8 +584,7 @@ class Session:
         detection, vad = self.options.turn_detection, self._vad
         threshold = vad.threshold if detection is None else detection.threshold
         end_wait_s = (self._turn.end_wait_ms if detection is None else detection.silence_ms) / 1000
-        guarded = self._turn.echo_guard and not self.options.headphones
-        if guarded and self._agent_state() == "speaking":
+        if self._is_guarded and self._agent_state() == "speaking":
             least_s = vad.speaking_min_speech_ms / 1000
             return EndpointRules(max(threshold, vad.speaking_threshold), least_s, end_wait_s)
         return EndpointRules(threshold, vad.min_speech_ms / 1000, end_wait_s)

@@ -16,6 +16,19 @@ TTS_RATE = 24000
 VOICES = (Voice("anna", "Anna", "en"), Voice("bruno", "Bruno", "de"))
 
 
+def babble(seconds: float, *, seed: int, rate: int = TTS_RATE) -> Samples:
+    """Syllables of 40 to 160 ms, each two tones or a gap: as unlike itself from moment to moment as speech is."""
+    rng, parts, left = np.random.default_rng(seed), [], round(seconds * rate)
+    while left > 0:
+        n = min(left, int(rng.uniform(0.04, 0.16) * rate))
+        left -= n
+        low, high = np.exp(rng.uniform(np.log([300, 1000]), np.log([1000, 4000])))
+        t = np.arange(n) / rate
+        tones = np.sin(2 * np.pi * low * t) + np.sin(2 * np.pi * high * t)
+        parts.append(tones * np.hanning(n) * rng.choice([0.0, 0.2, 0.4, 0.4]))
+    return np.concatenate(parts).astype(np.float32)
+
+
 class ScriptedVadStream:
     """Any sample above 0.05 is speech."""
 
@@ -116,6 +129,7 @@ class ScriptedTts:
     first_audio_s: float = 0.12
     real_time_factor: float = 0.3
     fail_on: Callable[[SpeechPiece], Exception | None] = lambda piece: None
+    sound: Callable[[int], Samples] = lambda n_samples: np.full(n_samples, 0.25, np.float32)
     open_streams: int = 0
     info = EngineInfo("tts", "scripted", "ramp", sample_rate=TTS_RATE, voices=VOICES, languages=("en", "de"))
 
@@ -138,8 +152,7 @@ class ScriptedTts:
                 while left > 0:
                     n = min(left, TTS_RATE // 5)
                     left -= n
-                    samples = np.full(n, 0.25, np.float32)
-                    yield SpeechChunk(AudioChunk(samples, TTS_RATE), piece.index, final=left == 0)
+                    yield SpeechChunk(AudioChunk(self.sound(n), TTS_RATE), piece.index, final=left == 0)
                     await asyncio.sleep(0.2 * self.real_time_factor)
                 if not piece.spoken:
                     yield SpeechChunk(AudioChunk.silence(0, TTS_RATE), piece.index, final=True)

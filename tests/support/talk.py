@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import events
-from pipeline.audio import AudioChunk
+from pipeline.audio import AudioChunk, Samples
 from pipeline.engines.base import Engines
 from pipeline.events import Event
 from pipeline.options import SessionOptions, TurnDetection
@@ -79,7 +79,9 @@ class Talk:
         options: dict[str, Any] | None = None,
         turn: dict[str, Any] | None = None,
         tick_s: float = TICK_S,
+        echo: tuple[float, float] | None = None,
     ) -> None:
+        """`echo` is how late, in seconds, and how loud the player is in the microphone."""
         self.tick_s = tick_s  # between two chunks of the microphone, and of what the player plays
         self.asr = asr or ScriptedAsr(list(said))
         self.llm = llm or ScriptedLlm(list(replies))
@@ -90,7 +92,10 @@ class Talk:
         self.told: list[Event] = []
         self.max_lead_s = 0.0
         self._options, self._turn = options or {}, turn or {}
-        self._microphone: deque[float] = deque()
+        self._microphone: deque[float | Samples] = deque()  # a level, or the sound itself, for each tick
+        self._echo = echo
+        self._sent: dict[int, list[tuple[int, Samples]]] = {}  # by turn: first sample and sound of each frame
+        self._sounded: deque[Samples] = deque(maxlen=50)  # of the last ticks, oldest first
         self._tasks: list[asyncio.Task[None]] = []
         self._wire: asyncio.Queue[tuple[float, Any, tuple[Any, ...]]] = asyncio.Queue()  # keeps the order, as TCP does
 
@@ -145,6 +150,12 @@ class Talk:
         self._microphone.extend([0.5] * round(seconds / self.tick_s))
         await self._heard()
 
+    async def utter(self, sound: Samples) -> None:
+        """Speak this, at the microphone's rate."""
+        n_samples = round(self.tick_s * self.session.options.input_sample_rate)
+        self._microphone.extend(sound[i : i + n_samples] for i in range(0, sound.size - n_samples + 1, n_samples))
+        await self._heard()
+
     async def hush(self, seconds: float) -> None:
         """Be silent for so long."""
         await asyncio.sleep(seconds)
@@ -175,6 +186,11 @@ class Talk:
         chars = self.player.played.get(turn, 0) / (0.06 * OUT_RATE)
         return reply[: int(chars + 1e-6)]
 
+    @property
+    def heard_s(self) -> float:
+        """Seconds that the microphone has been open."""
+        return asyncio.get_running_loop().time() - self._started_at
+
     # --- the world around the session
 
     async def _heard(self) -> None:
@@ -185,9 +201,16 @@ class Talk:
         n_samples = round(self.tick_s * self.session.options.input_sample_rate)
         while True:
             level = self._microphone.popleft() if self._microphone else 0.0
-            samples = np.full(n_samples, level, np.float32)
+            samples = np.broadcast_to(np.asarray(level, np.float32), n_samples) + self._loudspeaker(n_samples)
             self.session.feed(AudioChunk(samples, self.session.options.input_sample_rate))
             await asyncio.sleep(self.tick_s)
+
+    def _loudspeaker(self, n_samples: int) -> Samples:
+        if self._echo is None:
+            return np.zeros(n_samples, np.float32)
+        late_s, level = self._echo
+        n_late = round(late_s / self.tick_s)
+        return self._sounded[-1 - n_late] * level if n_late < len(self._sounded) else np.zeros(n_samples, np.float32)
 
     async def _read(self) -> None:
         loop = asyncio.get_running_loop()
@@ -199,6 +222,8 @@ class Talk:
                 if entry.caption is not None:
                     self._later(self.events.append, entry.caption)
                 self._later(self.player.take, playout.turn_id, entry.first_sample, entry.audio.n_samples)
+                if self._echo is not None:
+                    self._sent.setdefault(playout.turn_id, []).append((entry.first_sample, entry.audio.samples))
             else:
                 self._later(self._told, entry.event)
 
@@ -218,12 +243,24 @@ class Talk:
         while True:
             before = dict(self.player.played)
             self.player.play(round(self.tick_s * OUT_RATE), loop.time())
+            self._sound(before)
             tick += 1
             for turn, samples in self.player.played.items():
                 ended = not self.player.ring and before.get(turn) != samples
                 if ended or (tick % ticks_a_report == 0 and before.get(turn) != samples):
                     self._report(turn)
             await asyncio.sleep(self.tick_s)
+
+    def _sound(self, before: dict[int, int]) -> None:
+        if self._echo is None:
+            return
+        sound = np.zeros(round(self.tick_s * OUT_RATE), np.float32)
+        for turn, end in self.player.played.items():
+            start = before.get(turn, 0)
+            for first, samples in self._sent[turn] if end > start else ():
+                part = samples[max(start - first, 0) : max(end - first, 0)]
+                sound[max(first - start, 0) :][: part.size] += part
+        self._sounded.append(sound)
 
     def _later(self, call: Any, *args: Any) -> None:
         if self.network_s:

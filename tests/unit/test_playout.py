@@ -193,3 +193,45 @@ def test_more_samples_never_mean_fewer_words_and_never_half_a_word(
     assert reply[:heard].split() == reply.split()[: len(reply[:heard].split())]
     if low >= playout.made_samples > 0 and pieces[-1][1]:
         assert heard == len(reply)
+
+
+# --- what a microphone may pick up
+
+
+def sounding(n_samples: int) -> Playout:
+    """Frames of 100 samples, the value of each sample its number in thousands from 1 on."""
+    playout = Playout(1, RATE)
+    for start in range(0, n_samples, 100):
+        samples = np.arange(start + 1, start + 101) / 1000
+        playout.sent(playout.add(100), AudioChunk(samples.astype(np.float32), RATE), 0.0)
+    return playout
+
+
+def numbers(playout: Playout, before_s: float, after_s: float) -> list[int]:
+    around = playout.around(0.0, before_s, after_s)
+    assert around.sample_rate == RATE
+    return [round(float(sample) * 1000) for sample in around.samples]
+
+
+def test_what_sounds_around_now_is_what_was_played_and_what_comes_next() -> None:
+    playout = sounding(500)
+    playout.report(250, 0.0)
+    assert numbers(playout, 0.2, 0.1) == list(range(51, 351))
+
+
+def test_before_the_first_sample_and_after_the_last_one_sent_is_silence() -> None:
+    playout = sounding(200)
+    playout.report(100, 0.0)
+    assert numbers(playout, 0.15, 0.15) == [0] * 50 + list(range(1, 201)) + [0] * 50
+
+
+def test_what_was_heard_is_kept_for_two_seconds_also_when_all_was_played() -> None:
+    playout = sounding(5000)
+    playout.report(4000, 0.0)
+    assert numbers(playout, 2.5, 0.0) == [0] * 400 + list(range(1901, 4001))
+    playout.report(5000, 0.0)
+    playout.finish()
+    playout.forget_sent()
+    assert numbers(playout, 1.0, 0.0) == list(range(4001, 5001))
+    playout.forget_heard()
+    assert numbers(playout, 1.0, 0.0) == [0] * 1000
