@@ -25,6 +25,9 @@ MAX_NO_SPEECH: Final = 0.6  # unless the average log-probability is good; both a
 MIN_AVG_LOGPROB: Final = -1.0
 # Where Whisper half doubts that anyone spoke. Of the test clips, speech has -0.46 and more, a dog's bark -0.94.
 MIN_AVG_LOGPROB_DOUBTED: Final = -0.7
+# The same for one word: "2", "two" and "Two." share the probability, so one that was said often has no more than -0.9.
+# What noise is taken for has less ("you", -1.3), or more than one word.
+MIN_AVG_LOGPROB_WORD, WORD_CHARS = -0.9, 12
 # Text that zips this well is one phrase again and again: an invention where Whisper itself half doubts that anyone
 # spoke (a dog: 4.1 and 0.47), and always beyond what people repeat (a sentence said three times: 3.2 and 0.02).
 MAX_COMPRESSION, MAX_COMPRESSION_EVER, DOUBTED_SPEECH = 2.4, 6.0, 0.2
@@ -80,7 +83,9 @@ def max_new_tokens(n_samples: int) -> int:
 def is_speech(text: str, *, no_speech_prob: float, avg_logprob: float, compression_ratio: float) -> bool:
     """Whether what Whisper wrote is worth a turn. Values that are no numbers are not."""
     is_doubted = no_speech_prob > DOUBTED_SPEECH
-    if not avg_logprob >= (MIN_AVG_LOGPROB_DOUBTED if is_doubted else MIN_AVG_LOGPROB):
+    is_word = len(text.split()) == 1 and len(text.strip()) <= WORD_CHARS
+    least_doubted = MIN_AVG_LOGPROB_WORD if is_word else MIN_AVG_LOGPROB_DOUBTED
+    if not avg_logprob >= (least_doubted if is_doubted else MIN_AVG_LOGPROB):
         return False
     if compression_ratio > (MAX_COMPRESSION if is_doubted else MAX_COMPRESSION_EVER):
         return False

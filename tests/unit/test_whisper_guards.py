@@ -51,6 +51,17 @@ def test_text_that_whisper_doubts_or_repeats_is_none(change: dict[str, float]) -
     assert not is_speech("Thank you.", **(SURE | change))
 
 
+@pytest.mark.parametrize("text", [" 2", " Stop.", " September"])
+def test_one_word_needs_less_since_its_spellings_share_the_probability(text: str) -> None:
+    assert is_speech(text, **(SURE | {"avg_logprob": -0.89, "no_speech_prob": 0.35}))
+    assert not is_speech(text, **(SURE | {"avg_logprob": -0.91, "no_speech_prob": 0.35}))
+
+
+@pytest.mark.parametrize("text", ["No! No!", "ご視聴ありがとうございました", " "])
+def test_more_than_one_word_does_not(text: str) -> None:
+    assert not is_speech(text, **(SURE | {"avg_logprob": -0.75, "no_speech_prob": 0.35}))
+
+
 def test_marks_alone_are_no_speech() -> None:
     assert not is_speech(" ... !", **SURE)
 
