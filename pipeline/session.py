@@ -32,6 +32,7 @@ from pipeline.engines import lanes
 from pipeline.engines.base import Engines, Message, Voice
 from pipeline.errors import EngineTimeout, InvalidInput, RateLimited, VoicepodError
 from pipeline.events import AgentState, Event, ReplyReason, UserState
+from pipeline.hums import is_hum
 from pipeline.listening import Heard, Listener
 from pipeline.options import ReplyOptions, SessionOptions
 from pipeline.outbox import Outbox
@@ -434,7 +435,7 @@ class Session:
         self._tell(events.TurnDone(at_s=now_s, turn_id=record.turn_id, record=record))
 
     def _why_nothing(self, utterance: Utterance, text: str) -> events.DropReason | None:
-        if not text.strip():
+        if not text.strip() or (is_hum(text) and utterance.cut is not None and utterance.cut.unheard().strip()):
             return "no_speech"
         if self._is_guarded and any(is_echo(text, reply.text) for reply in self._in_the_microphone(utterance)):
             return "echo"

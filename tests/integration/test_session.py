@@ -125,6 +125,30 @@ async def test_nothing_said_is_no_interruption_and_the_reply_goes_on() -> None:
         assert rest.heard is None
 
 
+async def test_a_hum_of_the_listener_does_not_end_the_reply() -> None:
+    async with Talk(said=["tell me a story", "Mm-hm."], replies=[LONG, "What?"]) as talk:
+        await talk.say(0.6)
+        await talk.until(events.ReplyCaption)
+        await talk.hush(2.0)
+        await talk.say(0.5)
+        await talk.quiet()
+        assert [event.reason for event in talk.all(events.UtteranceDropped)] == ["no_speech"]
+        assert [role for role, _ in talk.history()] == ["user", "assistant", "assistant"]
+        cut, rest = (item for item in talk.session.conversation if item.role == "assistant")
+        assert cut.heard is not None
+        assert f"{cut.heard.rstrip()} {rest.content.strip()}" == LONG
+
+
+async def test_a_hum_that_interrupts_nothing_is_an_answer() -> None:
+    async with Talk(said=["ask me", "Mm-hm."], replies=["Do you like it?", "Good."]) as talk:
+        await talk.say(0.6)
+        await talk.until(events.TurnDone)
+        await talk.hush(1.5)
+        await talk.say(0.5)
+        await talk.quiet()
+        assert [text for _, text in talk.history()] == ["ask me", "Do you like it?", "Mm-hm.", "Good."]
+
+
 async def test_our_own_voice_is_no_interruption_unless_headphones_are_on() -> None:
     echo = "small house by the sea an old man"
     async with Talk(said=["tell me a story", echo], replies=[LONG]) as talk:
