@@ -25,7 +25,7 @@ from api.registry import Registry, Seat
 from api.sockets import Sockets
 from api.wire_in import Reader
 from api.wire_out import Json, error_json
-from pipeline.errors import Busy, EngineNotReady, NotFound, Unauthorized, VoicepodError
+from pipeline.errors import Busy, EngineNotReady, InvalidInput, NotFound, Unauthorized, VoicepodError
 from pipeline.options import TurnDetection
 from settings import NetworkSettings
 
@@ -34,6 +34,7 @@ log = structlog.get_logger()
 PROTOCOL = "voicepod.v1"
 TOKEN_PREFIX, RESUME_PREFIX, KEY_PREFIX = "voicepod.token.", "voicepod.resume.", "openai-insecure-api-key."
 STOCK_PROTOCOL = "realtime"
+BETA_HEADER, BETA_PROTOCOL = ("openai-beta", "realtime=v1"), "openai-beta.realtime-v1"
 # A client that resumes says where its player stopped as its first event; a talk waits this long for it.
 RESUME_WAIT_S = 1.0
 MAX_MALFORMED = 20
@@ -101,6 +102,11 @@ def _check_room(door: Door, principal: Principal) -> None:
 
 def _suffix(offered: list[str], prefix: str) -> str | None:
     return next((protocol.removeprefix(prefix) for protocol in offered if protocol.startswith(prefix)), None)
+
+
+def _asks_for_beta(websocket: WebSocket) -> bool:
+    name, value = BETA_HEADER
+    return websocket.headers.get(name) == value or BETA_PROTOCOL in websocket.scope.get("subprotocols", [])
 
 
 async def _say_goodbye(websocket: WebSocket, message: Json | None, code: int) -> None:
@@ -183,6 +189,13 @@ class _Connection:
         writer.extended = self._extended
         await self._send(writer.created(resumed=resumed, resume_token=seat.token))
         self._is_greeted = True
+        if _asks_for_beta(self._websocket):
+            told = InvalidInput(
+                "this server sends the events of OpenAI's GA protocol; a client of the beta (OpenAI-Beta: realtime=v1) "
+                "does not know them",
+                code="beta_not_supported",
+            )
+            await self._send(writer.text(error_json(told)))
         if resumed:
             for message in (*writer.history(), *([writer.state()] if self._extended else [])):
                 await self._send(message)

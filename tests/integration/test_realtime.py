@@ -426,6 +426,21 @@ async def test_a_browser_with_openais_client_needs_an_allowed_origin_only(live: 
     assert refused.value.response.status_code == 403
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"additional_headers": {"OpenAI-Beta": "realtime=v1"}},
+        {"protocols": ["realtime", "openai-beta.realtime-v1"]},
+    ],
+)
+async def test_a_client_of_the_beta_is_told_that_it_will_not_understand(live: Live, asked: dict[str, Any]) -> None:
+    async with connected(live.url, **asked) as client:
+        await client.send("voicepod.ping", t=1)
+        await client.until("voicepod.pong")
+        assert client.kinds() == ["session.created", "error", "voicepod.pong"]
+        assert client.all("error")[0]["error"]["code"] == "beta_not_supported"
+
+
 async def test_a_foreign_name_for_loopback_is_refused(live: Live) -> None:
     with pytest.raises(websockets.InvalidStatus):
         async with connected(live.url, additional_headers={"Host": f"evil.example:{live.port}"}):
