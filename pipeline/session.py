@@ -39,7 +39,7 @@ from pipeline.outbox import Outbox
 from pipeline.prompt import Prompt, instructions_for, voice_for
 from pipeline.records import TurnRecord
 from pipeline.response import Parts, Response
-from pipeline.turn import Waits, engine_failure, first_error, transcribe
+from pipeline.turn import Waits, engine_failure, first_error, is_cancelled, transcribe
 from pipeline.utterance import Utterance
 
 if TYPE_CHECKING:
@@ -532,6 +532,10 @@ class Session:
             else:
                 deltas = _one(how.text)
             await response.run(deltas, voice=voice, max_tokens=max_tokens)
+        except asyncio.CancelledError as error:
+            if is_cancelled():
+                raise
+            await response.fail(engine_failure(error, "reply"))
         except Exception as error:  # boundary: the turn fails, the session lives on
             cause = first_error(error)
             await response.fail(cause if isinstance(cause, VoicepodError) else engine_failure(cause, "reply"))

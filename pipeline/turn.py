@@ -69,9 +69,20 @@ async def transcribe(asr: Asr, utterance: AudioChunk, *, language: str | None, w
     """What was said. `EngineTimeout` after `waits.asr_s`, `EngineError` from the engine."""
     try:
         async with asyncio.timeout(waits.asr_s):
-            return await asr.transcribe(utterance, language=language)
+            transcript = await asr.transcribe(utterance, language=language)
     except TimeoutError as error:
         raise EngineTimeout("speech recognition took too long", stage="asr") from error
+    except asyncio.CancelledError as error:
+        if is_cancelled():
+            raise
+        raise engine_failure(error, "asr") from error
+    if not _is_transcript(transcript):
+        raise EngineFailed("speech recognition gave something that is not a transcript", stage="asr")
+    return transcript
+
+
+def _is_transcript(given: object) -> bool:
+    return isinstance(given, Transcript) and type(given.text) is str
 
 
 async def write(deltas: AsyncIterator[str], sink: ReplySink, *, waits: Waits) -> None:
@@ -203,6 +214,12 @@ def first_error(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def is_cancelled() -> bool:
+    """Whether somebody cancelled this task. Else a `CancelledError` is of a task that an engine has lost."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def engine_failure(error: BaseException, stage: str) -> EngineFailed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -768,3 +768,44 @@ async def test_a_cut_text_reply_is_not_repeated_after_a_cough() -> None:
         await talk.say(0.4)
         await talk.quiet()
         assert len(talk.all(events.ReplyStarted)) == 1
+
+
+class OddAsr(ScriptedAsr):
+    """Gives no transcript at first, or has lost the task that made it; the next one is whole."""
+
+    def __init__(self, *odd: object) -> None:
+        super().__init__()
+        self.odd = list(odd)
+
+    async def transcribe(self, utterance: AudioChunk, *, language: str | None) -> Transcript:
+        if not self.odd:
+            return await super().transcribe(utterance, language=language)
+        odd = self.odd.pop(0)
+        if isinstance(odd, asyncio.CancelledError):
+            raise odd
+        return cast(Transcript, odd)
+
+
+@pytest.mark.parametrize("odd", [None, Transcript(None, "en"), asyncio.CancelledError()], ids=str)  # type: ignore[arg-type]
+async def test_an_ear_that_gives_no_transcript_costs_its_turn_and_the_next_one_works(odd: object) -> None:
+    async with Talk(asr=OddAsr(odd), replies=["Paris."]) as talk:
+        await talk.say(0.6)
+        await talk.quiet()
+        (failed,) = talk.all(events.TurnFailed)
+        assert (type(failed.error), failed.error.stage) == (EngineFailed, "asr")
+        await talk.say(0.6)
+        await talk.quiet()
+        assert talk.history()[-1] == ("assistant", "Paris.")
+
+
+async def test_a_voice_that_lost_its_own_task_costs_its_turn_and_the_next_one_works() -> None:
+    """A cancellation that nobody asked for: the reply would else never end, and the next one waits for it."""
+    tts = ScriptedTts(fail_on=lambda piece: asyncio.CancelledError() if piece.spoken == "One." else None)  # type: ignore[arg-type, return-value]
+    async with Talk(tts=tts, replies=["One.", "Two."]) as talk:
+        await talk.say(0.6)
+        await talk.quiet()
+        (failed,) = talk.all(events.TurnFailed)
+        assert type(failed.error) is EngineFailed
+        await talk.say(0.6)
+        await talk.quiet()
+        assert talk.history()[-1] == ("assistant", "Two.")
