@@ -46,9 +46,9 @@ class Detection(Part):
 
 
 class Transcription(Part):
-    """`language` is an ISO 639-1 code; null detects it."""
+    """`language` is an ISO 639-1 code, with or without a region; null detects it."""
 
-    language: Annotated[str, Field(pattern=r"^[a-z]{2}$|^auto$|^$")] | None = None
+    language: Annotated[str, Field(pattern=r"^[a-z]{2}(-[A-Za-z0-9]{2,8})*$|^auto$|^$")] | None = None
 
 
 class Input(Part):
@@ -135,7 +135,7 @@ def _with_input(options: SessionOptions, update: Input, default: TurnDetection) 
         options = replace(options, input_sample_rate=update.format.rate)
     if update.transcription is not None and "language" in update.transcription.model_fields_set:
         language = update.transcription.language
-        options = replace(options, language=None if language in (None, "", "auto") else language)
+        options = replace(options, language=None if language in (None, "", "auto") else language[:2])
     if "turn_detection" in update.model_fields_set:
         options = replace(options, turn_detection=_detection(options.turn_detection, update.turn_detection, default))
     return options

@@ -298,6 +298,16 @@ async def test_the_metadata_of_a_reply_that_was_asked_for_comes_back(live: Live)
         assert (await client.until("error"))["error"]["code"] == "invalid_value"
 
 
+async def test_of_a_language_with_its_region_the_language_counts(live: Live) -> None:
+    async with connected(live.url) as client:
+        for n, (asked, known) in enumerate([("en-US", "en"), ("zh-Hans-CN", "zh"), ("auto", None)], 1):
+            await client.send("session.update", session={"audio": {"input": {"transcription": {"language": asked}}}})
+            session = (await client.until("session.updated", n))["session"]
+            assert session["audio"]["input"]["transcription"]["language"] == known
+        await client.send("session.update", session={"audio": {"input": {"transcription": {"language": "english"}}}})
+        assert (await client.until("error"))["error"]["code"] == "invalid_value"
+
+
 async def test_odd_bytes_and_rubbish_by_the_score_do_no_harm(live: Live) -> None:
     async with connected(live.url, protocols=PAGE) as client:
         await client.socket.send(b"\x00\x01\x02")
