@@ -189,6 +189,7 @@ class Session:
     def _take_back(self, utterance: Utterance, reason: ReplyReason) -> None:
         """No reply to these words, which are not known yet and are kept."""
         utterance.wants_reply, utterance.cancelled = False, True
+        utterance.overtook, utterance.cut = [], None  # noise that comes now brings back none of them
         response = self._response_without_words(utterance)
         if utterance.requested:  # a client that waits for the end of the response gets one
             response.begin()

@@ -274,6 +274,35 @@ async def test_the_rest_of_a_reply_is_not_said_when_the_button_was_pressed_after
         ]
 
 
+async def test_noise_after_the_button_brings_back_neither_the_reply_that_was_cut_nor_an_answer() -> None:
+    asr = SlowAsr(("tell me a story", 0.1), ("stop it", 1.5), ("", 2.0))
+    async with Talk(asr=asr, replies=[STORY, "Why?"]) as talk:
+        await talk.say(0.6)
+        await talk.until(events.ReplyCaption)
+        await talk.hush(1.0)
+        await talk.say(0.6)  # words, which cut the reply
+        await talk.until(events.UtteranceCommitted, n=2)
+        talk.session.cancel_replies()
+        await talk.say(0.4)
+        await talk.until(events.UtteranceDropped)
+        await talk.quiet()
+        assert talk.history()[2:] == [("user", "stop it")]
+
+
+async def test_noise_after_the_button_answers_nothing_that_was_said_before_it() -> None:
+    asr = SlowAsr(("what is the capital", 1.0), ("", 1.5), ("", 2.0))
+    async with Talk(asr=asr, replies=["Paris."]) as talk:
+        await talk.say(0.4)
+        await talk.hush(0.8)
+        await talk.say(0.4)
+        await talk.until(events.UtteranceCommitted, n=2)
+        talk.session.cancel_replies()
+        await talk.say(0.4)
+        await talk.until(events.UtteranceDropped, n=2)
+        await talk.quiet()
+        assert talk.history() == [("user", "what is the capital")]
+
+
 async def test_a_reply_that_was_taken_back_does_not_fail_as_well() -> None:
     asr = SlowAsr(("hello", 1.0))
     async with Talk(asr=asr) as talk:
