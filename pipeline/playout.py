@@ -27,6 +27,8 @@ REPORT_GAP_S = 0.25
 SECONDS_PER_CHAR = 1 / 15
 # Audio is kept for so long after it was heard: a microphone picks it up late.
 KEPT_HEARD_S = 2.0
+# The player goes on for so long after a cut, until it is told.
+STILL_HEARD_S = 0.2
 
 
 @dataclass(slots=True)
@@ -156,6 +158,7 @@ class Playout:
         if self.cut_at is None:
             self.cut_at = self.position(now_s)
             self.finished = True
+            self._forget_frames(self.cut_at + int(STILL_HEARD_S * self.sample_rate))
             self._sent_frames.clear()
             self.changed.set()
         return self.cut_at

@@ -48,6 +48,26 @@ async def test_our_own_voice_in_the_microphone_does_not_interrupt_us(
         assert talk.history() == [("user", "tell me a story"), ("assistant", REPLY)]
 
 
+@pytest.mark.parametrize("reports", [True, False])
+async def test_what_still_comes_back_of_a_reply_that_was_stopped_is_no_speech(reports: bool) -> None:
+    talk = Talk(
+        said=["tell me a story", "there was"],
+        replies=[REPLY, "What?"],
+        tts=our_voice(),
+        echo=(0.8, 0.3),
+        reports=reports,
+    )
+    async with talk:
+        await talk.say(0.6)
+        await talk.until(events.ReplyCaption)
+        await talk.hush(3.0)
+        talk.session.cancel_replies()
+        await talk.hush(1.5)
+        await talk.quiet()
+        assert len(talk.all(events.SpeechStarted)) == 1
+        assert [text for role, text in talk.history() if role == "user"] == ["tell me a story"]
+
+
 async def test_who_speaks_over_our_echo_interrupts_us() -> None:
     talk = Talk(said=["tell me a story", "stop"], replies=[REPLY, "Yes."], tts=our_voice(), echo=(0.1, 0.15))
     async with talk:

@@ -235,3 +235,11 @@ def test_what_was_heard_is_kept_for_two_seconds_also_when_all_was_played() -> No
     assert numbers(playout, 1.0, 0.0) == list(range(4001, 5001))
     playout.forget_heard()
     assert numbers(playout, 1.0, 0.0) == [0] * 1000
+
+
+def test_what_was_heard_before_a_cut_is_kept_also_without_reports() -> None:
+    playout = sounding(500)
+    playout.go_on(-0.25)
+    assert playout.cut(0.0) == 250
+    playout.forget_sent()
+    assert numbers(playout, 0.25, 0.0)[:200] == list(range(1, 201))
