@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
@@ -253,6 +254,7 @@ class Session:
             if utterance.cancelled:  # its turn was told to be over
                 utterance.cancelled, utterance.record = False, self._record_from_now()
             utterance.wants_reply = utterance.requested = True
+            utterance.followed = self._has_messages_behind(utterance.item_id)
             utterance.asked = how
             self._show_state()
         else:
@@ -388,7 +390,7 @@ class Session:
 
     def _answer(self, utterance: Utterance, outcome: Understood) -> None:
         """The transcription has ended: reply, or go on with what the utterance held up."""
-        if outcome == "words":
+        if outcome == "words" or utterance.followed:
             if utterance.wants_reply:
                 self._reply(utterance.record, utterance.asked or ReplyOptions())
         elif isinstance(outcome, VoicepodError):
@@ -411,7 +413,7 @@ class Session:
             )
         except Exception as error:  # boundary: the turn fails, the session lives on
             failure = error if isinstance(error, VoicepodError) else engine_failure(error, "asr")
-            utterance.wants_reply = False
+            utterance.wants_reply = utterance.followed
             self._end_item(turn_id, item_id, content="", completed=False)
             failed = events.TranscriptFailed(at_s=self._clock(), turn_id=turn_id, item_id=item_id, error=failure)
             self._tell(failed)
@@ -479,7 +481,7 @@ class Session:
             if other in self._untranscribed:  # what it said is not known yet: it takes its place again
                 other.superseded, other.cut = False, other.cut or utterance.cut
                 return True
-        is_waiting = any(other.said and other.wants_reply for other in overtaken)
+        is_waiting = any((other.said or other.followed) and other.wants_reply for other in overtaken)
         if is_waiting:
             self._reply(record or self._record_from_now(), utterance.asked or ReplyOptions())
         return is_waiting
@@ -570,6 +572,10 @@ class Session:
         while self.conversation.is_full:
             self.delete_item(next(iter(self.conversation)).id)
         return self.conversation.add(item)
+
+    def _has_messages_behind(self, item_id: str) -> bool:
+        behind = itertools.dropwhile(lambda item: item.id != item_id, self.conversation)
+        return any(item.role != "assistant" for item in behind if item.id != item_id)
 
     def _end_item(self, turn_id: int, item_id: str, *, content: str, completed: bool) -> None:
         with contextlib.suppress(VoicepodError):  # the client deleted it meanwhile

@@ -21,6 +21,7 @@ class Utterance:
     onset_at_s: float = math.inf  # the same on the session clock; a committed buffer has no onset
     wants_reply: bool = False
     requested: bool = False  # the client asked for the reply itself
+    followed: bool = False  # and had written a message behind it, which gets the reply whatever was said
     said: bool = False  # words were heard
     cancelled: bool = False  # the client wants no reply to it, and its turn was told to be over
     superseded: bool = False  # the user went on before its reply began: the later utterance answers both

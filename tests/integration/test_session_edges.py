@@ -316,6 +316,37 @@ async def test_a_reply_that_was_taken_back_does_not_fail_as_well() -> None:
         assert talk.all(events.TurnFailed) == []
 
 
+@pytest.mark.parametrize("taken_back", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+async def test_a_message_typed_while_noise_is_being_understood_is_answered(fails: bool, taken_back: bool) -> None:
+    asr = SlowAsr(("", 1.0))
+    async with Talk(asr=asr, replies=["Paris."]) as talk:
+        await talk.say(0.6)
+        await talk.until(events.UtteranceCommitted)
+        asr.error = EngineFailed("no", stage="asr") if fails else None
+        if taken_back:  # as the page does
+            talk.session.cancel_replies()
+        talk.session.add_item(Item("item_typed", "user", "what is the capital of France"))
+        talk.session.respond()
+        await talk.quiet()
+        assert talk.history()[-2:] == [("user", "what is the capital of France"), ("assistant", "Paris.")]
+        assert talk.all(events.TurnDone)[-1].record.outcome == "completed"
+        assert talk.all(events.TurnFailed) == []
+        assert talk.session.state == ("silent", "idle")
+
+
+async def test_a_message_typed_between_two_noises_is_answered() -> None:
+    asr = SlowAsr(("", 1.0), ("", 1.0))
+    async with Talk(asr=asr, replies=["Paris."]) as talk:
+        await talk.say(0.6)
+        await talk.until(events.UtteranceCommitted)
+        talk.session.add_item(Item("item_typed", "user", "what is the capital of France"))
+        talk.session.respond()
+        await talk.say(0.8)
+        await talk.quiet()
+        assert talk.history() == [("user", "what is the capital of France"), ("assistant", "Paris.")]
+
+
 async def test_a_truncation_of_what_is_heard_takes_back_no_reply_to_what_was_said_since() -> None:
     asr = SlowAsr(("tell me a story", 0.1), ("and then", 2.0))
     async with Talk(asr=asr, replies=[STORY, "Then."], options={"turn_detection": SLOW_TO_END}) as talk:
