@@ -303,8 +303,11 @@ class Session:
         return any(
             sounds_like(heard, response.playout.around(now_s, HEARD_S + MAX_DELAY_S, PLAYER_AHEAD_S))
             for response in self._responses.values()
-            if response.has_audio and not (response.finished.is_set() and now_s > response.finished_at_s + MAX_DELAY_S)
+            if response.has_audio and not self._has_died_away(response)
         )
+
+    def _has_died_away(self, response: Response) -> bool:
+        return response.finished.is_set() and self._clock() > response.finished_at_s + MAX_DELAY_S
 
     def _speech_started(self, heard: Heard) -> None:
         now_s = self._clock()
@@ -509,7 +512,7 @@ class Session:
         )
         previous, self._latest = self._latest, response
         for earlier in self._responses.values():
-            if earlier.finished.is_set():
+            if self._has_died_away(earlier):
                 earlier.playout.forget_heard()
         self._responses[record.turn_id] = response
         while len(self._responses) > REMEMBERED_RESPONSES:

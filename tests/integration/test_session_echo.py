@@ -8,6 +8,7 @@ import pytest
 
 from pipeline import events
 from pipeline.audio import Samples
+from pipeline.conversation import Item
 from tests.support.scripted import TTS_RATE, ScriptedTts, babble
 from tests.support.talk import Talk
 
@@ -66,6 +67,20 @@ async def test_what_still_comes_back_of_a_reply_that_was_stopped_is_no_speech(re
         await talk.quiet()
         assert len(talk.all(events.SpeechStarted)) == 1
         assert [text for role, text in talk.history() if role == "user"] == ["tell me a story"]
+
+
+async def test_what_still_comes_back_of_a_reply_does_not_interrupt_the_answer_to_what_was_typed_over_it() -> None:
+    talk = Talk(said=["tell me a story", "there was"], replies=[REPLY, REPLY], tts=our_voice(), echo=(0.8, 0.3))
+    async with talk:
+        await talk.say(0.6)
+        await talk.until(events.ReplyCaption)
+        await talk.hush(3.0)
+        talk.session.cancel_replies()
+        talk.session.add_item(Item("item_typed", "user", "another one, please"))
+        talk.session.respond()
+        await talk.quiet()
+        assert len(talk.all(events.SpeechStarted)) == 1
+        assert talk.history()[-2:] == [("user", "another one, please"), ("assistant", REPLY)]
 
 
 async def test_who_speaks_over_our_echo_interrupts_us() -> None:
