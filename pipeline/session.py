@@ -502,6 +502,9 @@ class Session:
     # --- from words to speech
 
     def _reply(self, record: TurnRecord, how: ReplyOptions) -> None:
+        if self.outbox.is_stale(record.turn_id):  # a later turn was stopped while these words were being spoken
+            self.n_turns += 1
+            record.turn_id = self.n_turns
         spoken = self.options.modality == "audio" if how.spoken is None else how.spoken
         response = Response(
             self._parts,

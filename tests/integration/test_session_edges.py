@@ -347,6 +347,21 @@ async def test_a_message_typed_between_two_noises_is_answered() -> None:
         assert talk.history() == [("user", "what is the capital of France"), ("assistant", "Paris.")]
 
 
+async def test_words_that_were_being_spoken_when_a_later_turn_was_stopped_get_a_reply_that_is_heard() -> None:
+    async with Talk(said=["and what about this"], replies=[STORY, "That too."]) as talk:
+        talk._microphone.extend([0.5] * 200)
+        await talk.until(events.SpeechStarted)
+        talk.session.add_item(Item("item_typed", "user", "tell me a story"))
+        talk.session.respond()
+        await talk.until(events.ReplyCaption)
+        assert talk.session.cancel_replies() is True
+        await talk.quiet()
+        assert talk.history()[-1] == ("assistant", "That too.")
+        last = talk.all(events.TurnDone)[-1].record
+        assert (last.outcome, last.heard_s > 0) == ("completed", True)
+        assert talk.player.stale == 0
+
+
 async def test_a_truncation_of_what_is_heard_takes_back_no_reply_to_what_was_said_since() -> None:
     asr = SlowAsr(("tell me a story", 0.1), ("and then", 2.0))
     async with Talk(asr=asr, replies=[STORY, "Then."], options={"turn_detection": SLOW_TO_END}) as talk:
