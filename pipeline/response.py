@@ -122,7 +122,12 @@ class Response:
         now_s = self._parts.clock()
         overtaken = self._parts.outbox.flush(self.turn_id)
         sample = self.playout.cut(now_s)
-        was_open = self.is_open or any(isinstance(event, events.ReplyFinished) for event in overtaken)
+        was_open = self.is_open or any(
+            isinstance(event, events.ReplyFinished) and event.turn_id == self.turn_id for event in overtaken
+        )
+        for event in overtaken:
+            if event.turn_id != self.turn_id:  # the end of a response that failed while this one was heard
+                self._parts.outbox.put(event)
         self.output.drop()
         self._parts.tell(events.Flushed(at_s=now_s, turn_id=self.turn_id))
         was_spoken = self._cut_history(sample)

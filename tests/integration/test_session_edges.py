@@ -362,6 +362,22 @@ async def test_words_that_were_being_spoken_when_a_later_turn_was_stopped_get_a_
         assert talk.player.stale == 0
 
 
+async def test_a_response_that_failed_behind_one_that_is_heard_is_told_also_when_that_is_stopped() -> None:
+    async with Talk(asr=SlowAsr(("", 3.0)), replies=[STORY]) as talk:
+        talk.session.feed(spoken_audio(0.5))
+        talk.session.commit()
+        talk.session.respond()
+        talk._microphone.extend([0.5] * 7)
+        await talk.until(events.SpeechStarted, n=2)
+        talk.session.respond()
+        talk.session.clear()  # the words before take their place again
+        await talk.until(events.UtteranceDropped, n=2)
+        await talk.hush(0.2)
+        talk.session.cancel_replies()
+        await talk.quiet()
+        assert [(e.turn_id, e.status) for e in talk.all(events.ReplyFinished)] == [(1, "failed"), (3, "cancelled")]
+
+
 async def test_a_truncation_of_what_is_heard_takes_back_no_reply_to_what_was_said_since() -> None:
     asr = SlowAsr(("tell me a story", 0.1), ("and then", 2.0))
     async with Talk(asr=asr, replies=[STORY, "Then."], options={"turn_detection": SLOW_TO_END}) as talk:
