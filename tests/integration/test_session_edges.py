@@ -335,6 +335,23 @@ async def test_a_message_typed_while_noise_is_being_understood_is_answered(fails
         assert talk.session.state == ("silent", "idle")
 
 
+async def test_a_turn_that_was_taken_back_then_overtaken_and_fails_is_over_only_once() -> None:
+    asr = SlowAsr(("hello", 1.5), ("and now", 2.0))
+    async with Talk(asr=asr, replies=["Yes."]) as talk:
+        await talk.say(0.6)
+        await talk.until(events.UtteranceCommitted)
+        talk.session.cancel_replies()
+        await talk.say(0.6)
+        asr.error = EngineFailed("no", stage="asr")
+        await talk.until(events.TranscriptFailed)
+        asr.error = None
+        await talk.quiet()
+        assert [(e.turn_id, e.record.outcome) for e in talk.all(events.TurnDone)] == [
+            (1, "interrupted"),
+            (2, "completed"),
+        ]
+
+
 async def test_a_message_typed_between_two_noises_is_answered() -> None:
     asr = SlowAsr(("", 1.0), ("", 1.0))
     async with Talk(asr=asr, replies=["Paris."]) as talk:
