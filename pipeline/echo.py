@@ -48,9 +48,11 @@ def _words(text: str) -> list[str]:
 def sounds_like(heard: AudioChunk, played: AudioChunk) -> bool:
     """Whether the end of `heard` is some stretch of `played`, however quiet: its spectrum changes in the same way."""
     mic = _bands(heard.resampled(_RATE).samples[-round(HEARD_S * _RATE) :])
-    ours = _bands(played.resampled(_RATE).samples)
     n = len(mic)
-    if not 0 < n <= len(ours) or np.mean(mic.max(axis=1) > mic.min()) < MIN_SOUND:
+    if not n or np.mean(mic.max(axis=1) > mic.min()) < MIN_SOUND:
+        return False
+    ours = _bands(played.resampled(_RATE).samples)
+    if len(ours) < n:
         return False
     stretches = np.lib.stride_tricks.sliding_window_view(ours, n, axis=0).transpose(0, 2, 1)
     mic, stretches = _centred(mic), _centred(stretches)

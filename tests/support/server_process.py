@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 START_S = 600.0  # only a fault takes so long; the machine may be busy
 LOOK_S = 0.2
 CPU = ("--profile", "cpu")
+# Who runs the tests with nohup has every program of theirs ignore SIGHUP.
+NO_NOHUP = ("env", "--default-signal=HUP")
 # Dies as a program does that the system kills, for as long as the file is there.
 DYING_PROGRAM = """#!/bin/sh
 [ -e '{flag}' ] && kill -KILL $$
@@ -63,7 +65,7 @@ class ServerProcess:
         }
         with self._output.open("wb") as output, self._errors.open("wb") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "app.py"), *(options or CPU), "--port", str(self.port)],
+                [*NO_NOHUP, sys.executable, str(ROOT / "app.py"), *(options or CPU), "--port", str(self.port)],
                 cwd=folder,
                 env=environ,
                 stdout=output,
