@@ -13,9 +13,8 @@ from pipeline.options import SessionOptions, TurnDetection
 
 Json = dict[str, Any]
 MIN_RATE, MAX_RATE = 8000, 48000
-# Names of OpenAI's voices, which tools send unasked. Where the engine has no voice of that name, they stand for the
-# server's own.
-OPENAI_VOICES: Final = frozenset(
+# Names of OpenAI's voices, which tools send unasked.
+_OPENAI_VOICES: Final = frozenset(
     ("alloy", "ash", "ballad", "cedar", "coral", "echo", "fable", "marin", "nova", "onyx", "sage", "shimmer", "verse")
 )
 
@@ -104,6 +103,11 @@ def parse(model: type[BaseModel], data: object, at: str) -> Any:
         raise InvalidInput(f"{path}: {first['msg']}", code="invalid_value", param=path) from None
 
 
+def means_the_servers_own(voice: str, voices: Collection[str]) -> bool:
+    """Whether it is a name of OpenAI's that no voice here has."""
+    return voice in _OPENAI_VOICES and voice not in voices
+
+
 def updated(
     options: SessionOptions, session: object, *, voices: Collection[str], own_voice: str, default: TurnDetection
 ) -> SessionOptions:
@@ -164,7 +168,7 @@ def _with_output(options: SessionOptions, update: Output, voices: Collection[str
         options = replace(options, speed=update.speed)
     voice = update.voice.get("id") if isinstance(update.voice, dict) else update.voice
     if voice is not None:
-        if isinstance(voice, str) and voice in OPENAI_VOICES and voice not in voices:
+        if isinstance(voice, str) and means_the_servers_own(voice, voices):
             voice = own_voice
         if not isinstance(voice, str) or voice not in voices:
             raise InvalidInput(

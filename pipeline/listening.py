@@ -88,14 +88,15 @@ class Listener:
 
     def take(self) -> AudioChunk:
         """The buffered audio as an utterance; the buffer is empty afterwards."""
-        utterance = self._joined()
+        utterance = self.so_far
         self.clear()
         return utterance
 
     @property
     def so_far(self) -> AudioChunk:
         """The audio of the open utterance up to now, with what went before it."""
-        return self._joined()
+        samples = np.concatenate(self._frames) if self._frames else np.zeros(0, np.float32)
+        return AudioChunk(samples, self._rate)
 
     def disregard(self) -> None:
         """What was taken for speech is none; its audio may still be what precedes speech."""
@@ -113,7 +114,7 @@ class Listener:
             self._forget_before(endpoint.at_s - self.prefix_s)
         if endpoint.kind != "ended":
             return Heard(endpoint)
-        utterance = self._joined()
+        utterance = self.so_far
         self._frames.clear()
         self._first_frame_s = self._endpointer.audio_s
         self._vad.reset()
@@ -130,7 +131,3 @@ class Listener:
         while self._frames and self._first_frame_s + self._frame_s <= audio_s + 1e-9:
             self._frames.popleft()
             self._first_frame_s += self._frame_s
-
-    def _joined(self) -> AudioChunk:
-        samples = np.concatenate(self._frames) if self._frames else np.zeros(0, np.float32)
-        return AudioChunk(samples, self._rate)

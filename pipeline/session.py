@@ -178,14 +178,18 @@ class Session:
 
     def cancel_replies(self, reason: ReplyReason = "client_cancelled") -> bool:
         """The client stops what is made, heard or about to be answered, now. False when there is nothing."""
-        unfinished = self._unfinished_responses()
-        for response in unfinished:
-            response.cut(reason)
+        was_cut = self._cut_responses(reason)
         awaited = [u for u in self._untranscribed if u.wants_reply and not u.superseded]
         for utterance in awaited:
             self._take_back(utterance, reason)
         self._show_state()
-        return bool(unfinished or awaited)
+        return was_cut or bool(awaited)
+
+    def _cut_responses(self, reason: ReplyReason) -> bool:
+        unfinished = self._unfinished_responses()
+        for response in unfinished:
+            response.cut(reason)
+        return bool(unfinished)
 
     def _take_back(self, utterance: Utterance, reason: ReplyReason) -> None:
         """No reply to these words, which are not known yet and are kept."""
@@ -239,8 +243,7 @@ class Session:
             made_ms = playout.made_samples * 1000 // playout.sample_rate
             raise InvalidInput(f"audio_end_ms is outside the item's {made_ms} ms of audio", param="audio_end_ms")
         if not response.finished.is_set():
-            for unfinished in self._unfinished_responses():
-                unfinished.cut("client_cancelled")
+            self._cut_responses("client_cancelled")
             self._show_state()
         response.keep_heard(sample)
 
@@ -503,8 +506,7 @@ class Session:
 
     def _reply(self, record: TurnRecord, how: ReplyOptions) -> None:
         if self.outbox.is_stale(record.turn_id):  # a later turn was stopped while these words were being spoken
-            self.n_turns += 1
-            record.turn_id = self.n_turns
+            record.turn_id = self._next_turn_id()
         spoken = self.options.modality == "audio" if how.spoken is None else how.spoken
         response = Response(
             self._parts,
@@ -560,9 +562,12 @@ class Session:
 
     # --- small things
 
-    def _new_record(self) -> TurnRecord:
+    def _next_turn_id(self) -> int:
         self.n_turns += 1
-        return TurnRecord(self.n_turns)
+        return self.n_turns
+
+    def _new_record(self) -> TurnRecord:
+        return TurnRecord(self._next_turn_id())
 
     def _record_from_now(self) -> TurnRecord:
         """For a reply that no utterance begins."""

@@ -10,7 +10,7 @@ from typing import TypeVar
 from api.access.limits import Limiter
 from api.registry import Registry
 from api.rest.jobs import Jobs
-from api.session_json import OPENAI_VOICES
+from api.session_json import means_the_servers_own
 from api.voices.book import VoiceBook
 from api.voices.workshop import Workshop
 from pipeline.engines.base import Engines, Voice
@@ -93,7 +93,7 @@ class Backend:
     def voice_id(self, owner: str, wanted: str | None) -> str:
         """The id of a voice that `owner` may use; the server's own for None and for OpenAI's names. `InvalidInput`."""
         voices = self.voices.by_id(owner)
-        if wanted is None or (wanted not in voices and wanted in OPENAI_VOICES):
+        if wanted is None or means_the_servers_own(wanted, voices):
             wanted = self.default_voice()
         if wanted not in voices:
             for voice in self.voices.own(owner):

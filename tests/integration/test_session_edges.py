@@ -426,7 +426,7 @@ async def test_a_model_that_never_counts_fails_its_turn_and_not_the_talk() -> No
     async with Talk(llm=llm, said=["hello", "again"], turn={"first_token_timeout_s": 2}) as talk:
         llm.counts = False
         await talk.say(0.6)
-        (failed,) = [await talk.until(events.TurnFailed)]
+        failed = await talk.until(events.TurnFailed)
         assert (type(failed.error), failed.error.stage) == (EngineTimeout, "llm")
         llm.counts = True
         await talk.say(0.6)
