@@ -11,7 +11,8 @@ import numpy as np
 from pipeline.audio import AudioChunk, Framer, Resampler, Samples
 from pipeline.endpointing import Endpoint, Endpointer, EndpointRules
 from pipeline.engines.base import Vad
-from pipeline.errors import TooLarge
+from pipeline.errors import EngineError, TooLarge
+from pipeline.turn import engine_failure
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,7 +27,8 @@ class Listener:
     """One talk's ear. `rules` may be exchanged between frames (the assistant begins to speak, options change)."""
 
     def __init__(self, vad: Vad, rules: EndpointRules, *, input_rate: int, prefix_s: float, max_utterance_s: float):
-        self._vad = vad.stream()
+        self._engine, self._vad = vad, vad.stream()
+        self._is_broken = False  # the VAD failed at the last frame
         self._rate, self._frame_s = vad.info.sample_rate, vad.frame_samples / vad.info.sample_rate
         self._framer = Framer(vad.frame_samples)
         self._endpointer = Endpointer(rules)
@@ -67,7 +69,10 @@ class Listener:
             self._resampler = Resampler(input_rate, self._rate)
 
     def feed(self, chunk: AudioChunk) -> Iterator[Heard]:
-        """What the chunk brought about, in order. `TooLarge` when a hold-to-talk buffer is full; the buffer stays."""
+        """What the chunk brought about, in order. `TooLarge` when a hold-to-talk buffer is full; the buffer stays.
+
+        `EngineError` when the VAD fails, once until it hears again: it is made anew, the open utterance is lost.
+        """
         for frame in self._framer.feed(self._resampler.feed(chunk).samples):
             if not self.detects:
                 if self.buffered_s + self._frame_s > self._max_s:
@@ -78,13 +83,28 @@ class Listener:
                 self._frames.append(frame)
                 continue
             self._keep(frame)  # before the frame that ends the utterance closes it
-            endpoint = self._endpointer.feed(self._vad.probability(frame), self._frame_s)
+            endpoint = self._endpointer.feed(self._probability(frame), self._frame_s)
             if endpoint is not None:
                 yield self._heard(endpoint)
             elif self._endpointer.is_speaking and self.buffered_s >= self._max_s:
                 ended = Endpoint("ended", self._endpointer.last_speech_s)
                 self._endpointer.reset()
                 yield self._heard(ended)
+
+    def _probability(self, frame: Samples) -> float:
+        try:
+            probability = self._vad.probability(frame)
+        except Exception as error:  # boundary: the talk goes on with a fresh ear
+            was_broken, self._is_broken = self._is_broken, True
+            self._vad = self._engine.stream()
+            if was_broken:
+                return 0.0
+            self.clear()
+            if isinstance(error, EngineError):
+                raise
+            raise engine_failure(error, "vad") from error
+        self._is_broken = False
+        return probability
 
     def take(self) -> AudioChunk:
         """The buffered audio as an utterance; the buffer is empty afterwards."""
@@ -117,7 +137,7 @@ class Listener:
         utterance = self.so_far
         self._frames.clear()
         self._first_frame_s = self._endpointer.audio_s
-        self._vad.reset()
+        self._vad = self._engine.stream()
         return Heard(endpoint, utterance)
 
     def _keep(self, frame: Samples) -> None:

@@ -31,7 +31,7 @@ from pipeline.echo import HEARD_S, MAX_DELAY_S, is_echo, sounds_like
 from pipeline.endpointing import EndpointRules
 from pipeline.engines import lanes
 from pipeline.engines.base import Engines, Message, Voice
-from pipeline.errors import EngineTimeout, InvalidInput, RateLimited, VoicepodError
+from pipeline.errors import EngineError, EngineTimeout, InvalidInput, RateLimited, VoicepodError
 from pipeline.events import AgentState, Event, ReplyReason, UserState
 from pipeline.hums import is_hum
 from pipeline.listening import Heard, Listener
@@ -145,6 +145,12 @@ class Session:
     def feed(self, chunk: AudioChunk) -> None:
         """Take a frame at the input rate, half a second at most. `TooLarge`: commit or clear the full buffer first."""
         self._listener.rules = self._rules()
+        try:
+            self._hear(chunk)
+        except EngineError as error:
+            self._ear_failed(error)
+
+    def _hear(self, chunk: AudioChunk) -> None:
         for heard in self._listener.feed(chunk):
             if heard.endpoint.kind == "started" and self._is_our_voice():
                 self._listener.disregard()
@@ -153,6 +159,13 @@ class Session:
             elif heard.endpoint.kind == "ended":
                 self._speech_ended(heard)
             self._listener.rules = self._rules()
+
+    def _ear_failed(self, error: EngineError) -> None:
+        """What was being said is lost; the words before it have their answer."""
+        utterance, self._speech = self._speech or self._new_utterance(), None
+        self._turn_failed(utterance, error)
+        self._answer_overtaken(utterance, None)
+        self._show_state()
 
     def commit(self) -> None:
         """The client ends the utterance itself; it asks for the reply with `respond`."""

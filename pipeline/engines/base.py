@@ -152,10 +152,6 @@ class VadStream(Protocol):
         """Speech probability in [0, 1] of one frame, float32 (frame_samples,). Called on the event loop: under 2 ms."""
         ...
 
-    def reset(self) -> None:
-        """Forget what was heard."""
-        ...
-
 
 @runtime_checkable
 class Vad(Engine, Protocol):
@@ -167,7 +163,7 @@ class Vad(Engine, Protocol):
         ...
 
     def stream(self) -> VadStream:
-        """Fresh state for one talk."""
+        """Fresh state, for one talk's next utterance."""
         ...
 
 

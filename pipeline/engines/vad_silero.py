@@ -84,10 +84,6 @@ class SileroStream:
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session
         self._rate = np.array(SAMPLE_RATE, np.int64)
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget what was heard."""
         self._state = np.zeros(STATE_SHAPE, np.float32)
         self._context = np.zeros(CONTEXT_SAMPLES, np.float32)
 

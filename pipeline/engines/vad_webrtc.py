@@ -70,12 +70,7 @@ class WebrtcStream:
     """The library's noise estimate of one talk, and the last answers."""
 
     def __init__(self, mode: int) -> None:
-        self._mode = mode
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget what was heard."""
-        self._vad = webrtcvad.Vad(self._mode)
+        self._vad = webrtcvad.Vad(mode)
         self._answers: deque[bool] = deque([False] * WINDOW_FRAMES, maxlen=WINDOW_FRAMES)
 
     def probability(self, frame: Samples) -> float:

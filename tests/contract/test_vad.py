@@ -65,15 +65,6 @@ async def test_talks_do_not_share_state(vad: Vad) -> None:
     assert mixed == pytest.approx(alone[: len(mixed)], abs=1e-5)
 
 
-async def test_reset_forgets_the_talk(vad: Vad) -> None:
-    audio = questions()[0].audio
-    stream = vad.stream()
-    frames = list(Framer(vad.frame_samples).feed(audio.samples))
-    before = [stream.probability(frame) for frame in frames]
-    stream.reset()
-    assert [stream.probability(frame) for frame in frames] == pytest.approx(before, abs=1e-5)
-
-
 @pytest.mark.parametrize("frame", [np.zeros(7, np.float32), np.zeros(0, np.float32)])
 async def test_a_frame_of_the_wrong_size_is_refused(vad: Vad, frame: Samples) -> None:
     with pytest.raises(EngineFailed):

@@ -10,12 +10,20 @@ import numpy as np
 import pytest
 
 from pipeline import events
-from pipeline.audio import AudioChunk
+from pipeline.audio import AudioChunk, Samples
 from pipeline.conversation import MAX_ITEMS, Item
 from pipeline.engines.base import Message, SpeechChunk, SpeechPiece, Transcript, Voice
 from pipeline.errors import EngineFailed, EngineTimeout, InvalidInput, TooLarge
 from pipeline.options import ReplyOptions, TurnDetection
-from tests.support.scripted import SECONDS_PER_CHAR, TTS_RATE, ScriptedAsr, ScriptedLlm, ScriptedTts
+from tests.support.scripted import (
+    SECONDS_PER_CHAR,
+    TTS_RATE,
+    ScriptedAsr,
+    ScriptedLlm,
+    ScriptedTts,
+    ScriptedVad,
+    ScriptedVadStream,
+)
 from tests.support.talk import IN_RATE, Talk
 
 pytestmark = pytest.mark.looptime(noop_cycles=2)
@@ -679,18 +687,59 @@ async def test_a_client_that_reported_once_and_fell_silent_does_not_stop_the_tal
         assert talk.all(events.TurnDone)[0].record.outcome == "completed"
 
 
+class OddVad(ScriptedVad):
+    """Gives out ears of which the listed ones fail at a frame of speech; counts those that it gave."""
+
+    def __init__(self, *failing: int) -> None:
+        self.n_ears, self._failing = 0, failing
+
+    def stream(self) -> ScriptedVadStream:
+        self.n_ears += 1
+        return _FailingEar() if self.n_ears in self._failing else ScriptedVadStream()
+
+
+class _FailingEar(ScriptedVadStream):
+    def probability(self, frame: Samples) -> float:
+        if super().probability(frame):
+            raise RuntimeError("a secret of the inside")
+        return 0.0
+
+
 async def test_each_utterance_is_judged_by_a_fresh_ear() -> None:
-    async with Talk(said=["one", "two"]) as talk:
-        resets = 0
-
-        def reset() -> None:
-            nonlocal resets
-            resets += 1
-
-        talk.session._listener._vad.reset = reset  # type: ignore[method-assign]
+    vad = OddVad()
+    async with Talk(vad=vad, said=["one", "two"]) as talk:
+        assert vad.n_ears == 1
         await talk.say(0.6)
         await talk.quiet()
-        assert resets == 1
+        assert vad.n_ears == 2
+
+
+async def test_an_ear_that_breaks_is_told_and_made_anew() -> None:
+    async with Talk(vad=OddVad(1, 2, 3), said=["hello"], replies=["Hi."]) as talk:
+        await talk.say(0.6)  # three frames are lost, of which one is told
+        await talk.quiet()
+        (failed,) = talk.all(events.TurnFailed)
+        assert (type(failed.error), failed.error.stage) == (EngineFailed, "vad")
+        assert "secret" not in failed.error.message
+        assert talk.history() == [("user", "hello"), ("assistant", "Hi.")]
+
+
+async def test_an_ear_that_breaks_under_words_ends_their_turn_and_what_they_held_up_is_answered() -> None:
+    asr = SlowAsr(("what is the capital", 2.0), ("of France", 0.1))
+    async with Talk(vad=OddVad(), asr=asr, replies=["Paris.", "Of France."]) as talk:
+        await talk.say(0.6)
+        await talk.until(events.UtteranceCommitted)
+        talk._microphone.extend([0.5] * 20)
+        await talk.until(events.SpeechStarted, n=2)
+        talk.session._listener._vad = _FailingEar()
+        await talk.until(events.TurnFailed)
+        talk._microphone.clear()
+        await talk.quiet()
+        assert talk.history() == [("user", "what is the capital"), ("assistant", "Paris.")]
+        assert [(e.turn_id, e.record.outcome) for e in talk.all(events.TurnDone)] == [(2, "failed"), (1, "completed")]
+        await talk.say(0.6)
+        await talk.quiet()
+        assert talk.history()[2:] == [("user", "of France"), ("assistant", "Of France.")]
 
 
 async def test_words_that_arrive_in_the_moment_of_closing_break_nothing() -> None:

@@ -35,9 +35,6 @@ class ScriptedVadStream:
     def probability(self, frame: Samples) -> float:
         return 1.0 if float(np.abs(frame).max()) > 0.05 else 0.0
 
-    def reset(self) -> None:
-        return
-
 
 class ScriptedVad:
     info = EngineInfo("vad", "scripted", "loudness", sample_rate=16000)

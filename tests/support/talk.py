@@ -71,6 +71,7 @@ class Talk:
         *,
         replies: Sequence[str | Exception] = (),
         said: Sequence[str | Exception] = (),
+        vad: ScriptedVad | None = None,
         asr: ScriptedAsr | None = None,
         llm: ScriptedLlm | None = None,
         tts: ScriptedTts | None = None,
@@ -83,6 +84,7 @@ class Talk:
     ) -> None:
         """`echo` is how late, in seconds, and how loud the player is in the microphone."""
         self.tick_s = tick_s  # between two chunks of the microphone, and of what the player plays
+        self.vad = vad or ScriptedVad()
         self.asr = asr or ScriptedAsr(list(said))
         self.llm = llm or ScriptedLlm(list(replies))
         self.tts = tts or ScriptedTts()
@@ -111,7 +113,7 @@ class Talk:
         }
         self.session = Session(
             "sess_test",
-            Engines(ScriptedVad(), self.asr, self.llm, self.tts),
+            Engines(self.vad, self.asr, self.llm, self.tts),
             SessionOptions(**{**chosen, **self._options}),
             turn=TurnSettings(**self._turn),
             vad=VadSettings(),
