@@ -106,7 +106,7 @@ async def speak(
 ) -> None:
     """A spoken reply: pieces go to the TTS while the LLM still writes. Ends when all audio was handed to the sink."""
     queue: asyncio.Queue[SpeechPiece | None] = asyncio.Queue(MAX_WAITING_PIECES)
-    pieces: dict[int, SpeechPiece] = {}
+    pieces: dict[int, SpeechPiece] = {}  # those that the TTS has not ended yet
 
     async def split() -> None:
         async with aclosing(_timed(deltas, waits.first_token_s, waits.token_s, "llm")) as timed:
@@ -134,7 +134,6 @@ async def speak(
     async with asyncio.TaskGroup() as group:
         splitting = group.create_task(split(), name="split")
         current: SpeechPiece | None = None
-        n_ended = 0
         stream = cast(AsyncGenerator[SpeechChunk, None], tts.synthesize(taken(), voice=voice))
         async with aclosing(stream) as speech:
             while True:
@@ -155,12 +154,12 @@ async def speak(
                         splitting.cancel()
                         return
                 if chunk.final:
-                    n_ended += 1
+                    del pieces[piece.index]
                     sink.piece_ended(piece)
         tail = resampler.feed(AudioChunk.silence(0, tts.info.sample_rate), last=True)
         if tail.n_samples and current is not None:
             await sink.audio(tail, ())
-    if n_ended < len(pieces):
+    if pieces:
         raise EngineFailed("speech synthesis ended before the text did", stage="tts")
 
 
@@ -172,7 +171,10 @@ def _is_audio(audio: AudioChunk, sample_rate: int) -> bool:
 async def _next_audio(
     speech: AsyncIterator[SpeechChunk], splitting: asyncio.Task[None], limit_s: float
 ) -> SpeechChunk | None:
-    """The next chunk, or None at the end. The TTS may wait for words: `limit_s` counts from the LLM's last one on."""
+    """The next chunk that holds anything, or None at the end.
+
+    The TTS may wait for words: `limit_s` counts from the LLM's last one on.
+    """
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(limit_s if splitting.done() else None) as scope:
@@ -185,7 +187,10 @@ async def _next_audio(
             if not splitting.done():
                 splitting.add_done_callback(all_words_are_there)
             try:
-                return await anext(speech, None)
+                while (chunk := await anext(speech, None)) is not None:
+                    if chunk.final or chunk.audio.n_samples:
+                        break
+                return chunk
             finally:
                 waiting = False
                 splitting.remove_done_callback(all_words_are_there)
@@ -194,19 +199,21 @@ async def _next_audio(
 
 
 async def _timed(deltas: AsyncIterator[T], first_s: float, next_s: float, stage: str) -> AsyncGenerator[T, None]:
-    """The same items; `EngineTimeout` when one takes too long."""
-    limit_s = first_s
+    """The same items; `EngineTimeout` when one that holds anything takes too long."""
+    loop = asyncio.get_running_loop()
+    give_up_at_s = loop.time() + first_s
     async with aclosing(cast(AsyncGenerator[T, None], deltas)) as closing:
         while True:
             try:
-                async with asyncio.timeout(limit_s):
+                async with asyncio.timeout_at(give_up_at_s):
                     item = await anext(closing, None)
             except TimeoutError as error:
                 raise EngineTimeout("the language model took too long", stage=stage) from error
             if item is None:
                 return
             yield item
-            limit_s = next_s
+            if item:
+                give_up_at_s = loop.time() + next_s
 
 
 def first_error(error: BaseException) -> BaseException:

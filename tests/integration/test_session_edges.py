@@ -629,6 +629,56 @@ async def test_each_stage_that_hangs_in_the_middle_is_given_up_in_its_own_time()
         assert failed.error.code == "engine_timeout"
 
 
+class EmptyLlm(ScriptedLlm):
+    """Goes on with deltas that hold nothing."""
+
+    async def reply(self, messages: Sequence[Message], *, max_tokens: int | None = None) -> AsyncIterator[str]:
+        for delta in self.replies:
+            yield str(delta)
+        while True:
+            await asyncio.sleep(0.5)
+            yield ""
+
+
+class EmptyTts(ScriptedTts):
+    """Goes on with chunks that hold nothing."""
+
+    final = False
+
+    async def synthesize(self, pieces: AsyncIterator[SpeechPiece], *, voice: Voice) -> AsyncIterator[SpeechChunk]:
+        async for piece in pieces:
+            while True:
+                await asyncio.sleep(0.5)
+                yield SpeechChunk(AudioChunk.silence(0, TTS_RATE), piece.index, final=self.final)
+
+
+@pytest.mark.parametrize("modality", ["audio", "text"])
+@pytest.mark.parametrize(("begins_with", "setting"), [([], "first_token_timeout_s"), (["Hello "], "token_timeout_s")])
+async def test_a_model_that_gives_nothing_for_ever_is_given_up(
+    begins_with: list[str | Exception], setting: str, modality: str
+) -> None:
+    async with Talk(llm=EmptyLlm(begins_with), turn={setting: 5}, options={"modality": modality}) as talk:
+        await talk.say(0.6)
+        failed = await talk.until(events.TurnFailed, timeout_s=8)
+        assert (type(failed.error), failed.error.stage) == (EngineTimeout, "llm")
+
+
+async def test_a_voice_that_gives_nothing_for_ever_is_given_up() -> None:
+    async with Talk(tts=EmptyTts(), turn={"first_audio_timeout_s": 5}) as talk:
+        await talk.say(0.6)
+        failed = await talk.until(events.TurnFailed, timeout_s=8)
+        assert (type(failed.error), failed.error.stage) == (EngineTimeout, "tts")
+
+
+async def test_a_voice_that_ends_a_piece_again_and_again_is_given_up() -> None:
+    tts = EmptyTts()
+    tts.final = True
+    async with Talk(tts=tts) as talk:
+        await talk.say(0.6)
+        failed = await talk.until(events.TurnFailed, timeout_s=8)
+        assert (type(failed.error), failed.error.stage) == (EngineFailed, "tts")
+
+
 @pytest.mark.parametrize("rate", [16000, 48000])
 async def test_all_audio_arrives_at_the_rate_the_client_asked_for(rate: int) -> None:
     reply = "The capital of France is Paris."
