@@ -11,6 +11,7 @@ import contextlib
 import json
 import sqlite3
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,10 +32,12 @@ SWEEP_S: Final = 3600.0
 BATCH: Final = 500  # rows that go in one transaction: some milliseconds
 RETRY_S: Final = 5.0
 MAX_WAITING: Final = 5000  # rows that wait for a disk, about 5 MB; the oldest are given up
+MAX_TURNS: Final = 32  # of a talk, whose words wait for the end of the turn or may come after it
 MAX_WORDS: Final = 4000  # characters of one side of a turn
 
 Row = tuple[str, tuple[Any, ...]]  # a statement and what it takes
 _BEGAN: Final = "INSERT OR IGNORE INTO sessions SELECT ?, id, ?, NULL FROM owners WHERE id = ?"
+_LATE_WORDS: Final = "UPDATE turns SET heard = ? WHERE session = ? AND turn = ?"
 _ENDED: Final = "UPDATE sessions SET ended_s = ? WHERE id = ?"
 # A session whose data was deleted meanwhile is not written of again.
 _TURN: Final = (
@@ -47,14 +50,14 @@ class _Talk:
     """What is noted of a session that runs."""
 
     owner: str
-    heard: list[str] = field(default_factory=list)
-    said: str = ""
+    heard: dict[int, str] = field(default_factory=dict)  # by turn, of those that have not ended
+    said: dict[int, str] = field(default_factory=dict)
+    ended: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_TURNS))  # turns that have, the last ones
 
-    def words(self) -> tuple[str, str]:
-        """Both sides of the turn that ended; the next one begins with none."""
-        heard, said = _storable(" ".join(self.heard)), _storable(self.said)
-        self.heard, self.said = [], ""
-        return heard, said
+    def words(self, turn_id: int) -> tuple[str, str]:
+        """Both sides of a turn: what was said before it, and had no answer of its own, belongs to it."""
+        heard = [self.heard.pop(turn) for turn in sorted(self.heard) if turn <= turn_id]
+        return _storable(" ".join(heard)), _storable(self.said.pop(turn_id, ""))
 
 
 def _storable(text: str) -> str:
@@ -88,9 +91,13 @@ class History:
         if isinstance(event, events.TurnDone):
             self._turn_done(session.id, talk, event.record)
         elif self._settings.words_days and isinstance(event, events.TranscriptReady):
-            talk.heard.append(event.transcript.text)
+            talk.heard[event.turn_id] = event.transcript.text
+            if event.turn_id in talk.ended:  # it was taken back before its words were known
+                self._note(_LATE_WORDS, talk.words(event.turn_id)[0], session.id, event.turn_id)
+            elif len(talk.heard) > MAX_TURNS:  # a client that asks for no answers
+                del talk.heard[min(talk.heard)]
         elif self._settings.words_days and isinstance(event, events.ReplyFinished):
-            talk.said = event.text
+            talk.said[event.turn_id] = event.text
 
     def ended(self, session_id: str) -> None:
         """The session is over."""
@@ -98,7 +105,8 @@ class History:
             self._note(_ENDED, self._now(), session_id)
 
     def _turn_done(self, session_id: str, talk: _Talk, record: TurnRecord) -> None:
-        heard, said = talk.words()
+        heard, said = talk.words(record.turn_id)
+        talk.ended.append(record.turn_id)
         has_words = bool(self._settings.words_days)
         self._note(
             _TURN,

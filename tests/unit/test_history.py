@@ -20,10 +20,36 @@ from api.store import DAY_S, Store
 from pipeline import events
 from pipeline.engines.base import Transcript
 from pipeline.errors import StorageError
+from pipeline.events import Event
 from pipeline.records import TurnRecord
 from settings import StorageSettings
 
 START_S = 1_800_000_000.0
+
+
+SESSION: Any = SimpleNamespace(id="sess_1")
+
+
+def words(turn_id: int, text: str) -> Event:
+    return events.TranscriptReady(at_s=0.0, turn_id=turn_id, item_id="item_1", transcript=Transcript(text, "en"))
+
+
+def finished(turn_id: int, text: str) -> Event:
+    return events.ReplyFinished(
+        at_s=0.0,
+        turn_id=turn_id,
+        response_id="",
+        item_id="",
+        spoken=True,
+        status="completed",
+        reason="",
+        text=text,
+    )
+
+
+def done(turn_id: int) -> Event:
+    record = TurnRecord(turn_id, marks={"speech_ended": 1.0, "first_audio": 2.5})
+    return events.TurnDone(at_s=0.0, turn_id=turn_id, record=record)
 
 
 class Kept:
@@ -40,22 +66,7 @@ class Kept:
     def turn(self, session_id: str, turn_id: int, heard: str = "hello", said: str = "Good day.") -> None:
         """One turn, as a session tells it."""
         session: Any = SimpleNamespace(id=session_id)
-        transcript = Transcript(heard, "en")
-        record = TurnRecord(turn_id, marks={"speech_ended": 1.0, "first_audio": 2.5})
-        for event in (
-            events.TranscriptReady(at_s=0.0, turn_id=turn_id, item_id="item_1", transcript=transcript),
-            events.ReplyFinished(
-                at_s=0.0,
-                turn_id=turn_id,
-                response_id="",
-                item_id="",
-                spoken=True,
-                status="completed",
-                reason="",
-                text=said,
-            ),
-            events.TurnDone(at_s=0.0, turn_id=turn_id, record=record),
-        ):
+        for event in (words(turn_id, heard), finished(turn_id, said), done(turn_id)):
             self.history.observe(session, event)
 
     async def of(self, name: str) -> list[dict[str, Any]]:
@@ -107,6 +118,30 @@ async def test_words_are_kept_where_the_settings_ask_for_them_and_go_before_the_
     kept.now_s += 8 * DAY_S
     await kept.history.sweep()
     assert await kept.sizes() == (0, 0)
+
+
+async def test_words_stand_with_the_turn_in_which_they_were_said(store: Store) -> None:
+    """Also where the turn was over before they were known, or the turn before it was still heard."""
+    kept = Kept(store, words_days=2)
+    kept.history.began("sess_1", kept.owners["anna"])
+    for event in (
+        done(1),  # taken back
+        words(1, "never mind"),
+        words(2, "tell me"),  # went on, and both got one answer
+        words(3, "a story"),
+        finished(3, "Once upon a time"),
+        words(4, "and then"),  # did not interrupt
+        done(3),
+        finished(4, "The end."),
+        done(4),
+    ):
+        kept.history.observe(SESSION, event)
+    turns = (await kept.of("anna"))[0]["turns"]
+    assert [(turn["turn"], turn["heard"], turn["said"]) for turn in turns] == [
+        (1, "never mind", ""),
+        (3, "tell me a story", "Once upon a time"),
+        (4, "and then", "The end."),
+    ]
 
 
 async def test_nothing_is_kept_for_no_days(store: Store) -> None:
