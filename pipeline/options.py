@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class SessionOptions:
 class ReplyOptions:
     """What one reply does differently from its session; `text` is said as it is, without the model.
 
-    `metadata` is the client's own, and comes back with the response.
+    `metadata` is the client's own, and comes back with the response. `requested`: the client waits for its end.
     """
 
     instructions: str | None = None
@@ -81,3 +81,8 @@ class ReplyOptions:
     max_tokens: int | None = None
     text: str | None = None
     metadata: Mapping[str, str] | None = None
+    requested: bool = False
+
+    def once_more(self) -> ReplyOptions:
+        """The same for a reply in the place of one whose end was told."""
+        return replace(self, metadata=None, requested=False)

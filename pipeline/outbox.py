@@ -92,14 +92,14 @@ class Outbox:
         return True
 
     def flush(self, turn_id: int) -> list[Event]:
-        """Drop all audio of this and earlier turns; gives the events that stood behind it, for the caller to tell."""
+        """Drop all audio of this and earlier turns, and the events of this one that stood behind it: gives these."""
         self._flushed_turn = max(self._flushed_turn, turn_id)
         kept: deque[Entry] = deque()
-        overtaken: list[Event] = []
+        dropped: list[Event] = []
         for entry in self._paced:
             if isinstance(entry, ControlEntry):
-                if entry.event.turn_id <= turn_id:
-                    overtaken.append(entry.event)
+                if entry.event.turn_id == turn_id:
+                    dropped.append(entry.event)
                 else:
                     kept.append(entry)
             elif self.is_stale(entry.playout.turn_id):
@@ -111,7 +111,7 @@ class Outbox:
             self._pending_s = 0.0
         self._room.set()
         self._wake.set()
-        return overtaken
+        return dropped
 
     def rewind(self, playout: Playout, sample: int) -> None:
         """Queue again what was sent of a turn from `sample` on, in front of what waits."""

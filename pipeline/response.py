@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from pipeline.engines import lanes
 from pipeline.engines.base import Engines, SpeechPiece, Voice, Word
 from pipeline.errors import VoicepodError
 from pipeline.events import ReplyReason, ReplyStatus
+from pipeline.options import ReplyOptions
 from pipeline.outbox import Gate, Outbox, TurnOutput
 from pipeline.playout import Playout
 from pipeline.pressure import SHORT_FIRST_CLAUSE_CHARS, SHORT_FIRST_PIECE_CHARS
@@ -53,15 +54,15 @@ class Response:
         self,
         parts: Parts,
         record: TurnRecord,
+        asked: ReplyOptions,
         *,
         spoken: bool,
         sample_rate: int,
         gate: Gate = "released",
-        metadata: Mapping[str, str] | None = None,
     ) -> None:
         self.id, self.item_id = parts.new_id("resp"), parts.new_id("item")
         self.turn_id, self.record, self.spoken = record.turn_id, record, spoken
-        self.metadata = metadata
+        self.asked = asked
         self.playout = Playout(record.turn_id, sample_rate, replay_s=parts.turn.replay_s)
         self.output = TurnOutput(parts.outbox, self.playout, parts.tell, gate=gate)
         self.text = ""
@@ -120,14 +121,11 @@ class Response:
     def cut(self, reason: ReplyReason) -> None:
         """Stop at once: no sample of it leaves any more, the history keeps what was heard."""
         now_s = self._parts.clock()
-        overtaken = self._parts.outbox.flush(self.turn_id)
+        if self.asked.requested and not self._begun:  # a client that waits for its end gets one
+            self.begin()
+        untold = self._parts.outbox.flush(self.turn_id)
         sample = self.playout.cut(now_s)
-        was_open = self.is_open or any(
-            isinstance(event, events.ReplyFinished) and event.turn_id == self.turn_id for event in overtaken
-        )
-        for event in overtaken:
-            if event.turn_id != self.turn_id:  # the end of a response that failed while this one was heard
-                self._parts.outbox.put(event)
+        was_open = self.is_open or any(isinstance(event, events.ReplyFinished) for event in untold)
         self.output.drop()
         self._parts.tell(events.Flushed(at_s=now_s, turn_id=self.turn_id))
         was_spoken = self._cut_history(sample)
@@ -219,7 +217,7 @@ class Response:
                 response_id=self.id,
                 item_id=self.item_id,
                 spoken=self.spoken,
-                metadata=self.metadata,
+                metadata=self.asked.metadata,
             )
         )
         self._parts.tell(
@@ -302,7 +300,7 @@ class Response:
             n_input_tokens=self.n_input_tokens,
             n_output_tokens=self._n_deltas,
             error=error,
-            metadata=self.metadata,
+            metadata=self.asked.metadata,
         )
         with contextlib.suppress(VoicepodError):  # the item was deleted, or never begun
             conversation = self._parts.conversation

@@ -208,10 +208,12 @@ class Session:
         """No reply to these words, which are not known yet and are kept."""
         utterance.wants_reply, utterance.cancelled = False, True
         utterance.overtook, utterance.cut = [], None  # noise that comes now brings back none of them
-        response = self._response_without_words(utterance)
-        if utterance.requested:  # a client that waits for the end of the response gets one
-            response.begin()
-        response.cut(reason)
+        self._cut_awaited(utterance, reason)
+
+    def _cut_awaited(self, utterance: Utterance, reason: ReplyReason) -> None:
+        """The response to words that are not known yet is over."""
+        self._response_without_words(utterance).cut(reason)
+        utterance.asked = utterance.asked.once_more()
 
     # --- the history, the options, a reply on request
 
@@ -262,19 +264,22 @@ class Session:
 
     def respond(self, how: ReplyOptions | None = None) -> None:
         """Reply to the history as it stands, once all that was said is written there."""
-        if self._latest is not None and self._latest.is_active:
-            raise InvalidInput("a response is active already", code="conversation_already_has_active_response")
+        how = replace(how or ReplyOptions(), requested=True)
         waiting = [utterance for utterance in self._untranscribed if not utterance.superseded]
+        is_active = self._latest is not None and self._latest.is_active
+        if is_active or any(utterance.requested for utterance in waiting):
+            raise InvalidInput("a response is active already", code="conversation_already_has_active_response")
         if waiting:  # committed a moment ago: its words come first, and its turn gets the reply
-            utterance = waiting[-1]
+            utterance = waiting.pop()
+            self._overtake(utterance, waiting)
             if utterance.cancelled:  # its turn was told to be over
                 utterance.cancelled, utterance.record = False, self._record_from_now()
-            utterance.wants_reply = utterance.requested = True
+            utterance.wants_reply = True
             utterance.followed = self._has_messages_behind(utterance.item_id)
             utterance.asked = how
             self._show_state()
         else:
-            self._reply(self._record_from_now(), how or ReplyOptions())
+            self._reply(self._record_from_now(), how)
 
     # --- what the client tells of its playback
 
@@ -343,12 +348,19 @@ class Session:
                 response.record.barge_in_stop_s = now_s - self._captured_at_s(heard.endpoint.at_s)
                 response.cut("turn_detected")
                 utterance.cut = response  # the newest: of an older one nothing is said again
-            for earlier in self._untranscribed:
-                if not earlier.superseded:
-                    earlier.superseded = True
-                    utterance.overtook.append(earlier)
-                    utterance.asked = earlier.asked or utterance.asked
+            waiting = [earlier for earlier in self._untranscribed if not earlier.superseded]
+            self._overtake(utterance, waiting)
+            for earlier in waiting:
+                if earlier.requested:
+                    self._cut_awaited(earlier, "turn_detected")
+                    earlier.record = self._record_from_now()
         self._show_state()
+
+    def _overtake(self, utterance: Utterance, waiting: Sequence[Utterance]) -> None:
+        """It answers what these words ask as well."""
+        for earlier in waiting:
+            earlier.superseded = True
+            utterance.overtook.append(earlier)
 
     def _speech_ended(self, heard: Heard) -> None:
         utterance, self._speech = self._speech, None
@@ -411,17 +423,17 @@ class Session:
         """The transcription has ended: reply, or go on with what the utterance held up."""
         if outcome == "words" or utterance.followed:
             if utterance.wants_reply:
-                self._reply(utterance.record, utterance.asked or ReplyOptions())
+                self._reply(utterance.record, utterance.asked)
         elif isinstance(outcome, VoicepodError):
             if utterance.requested:
                 self._fail_requested_reply(utterance, outcome)
             else:
                 self._turn_failed(utterance, outcome)
-                self._answer_overtaken(utterance, None)  # its own record has told the failure
-        elif utterance.requested:
-            self._fail_requested_reply(utterance, InvalidInput("no words were heard in the audio", code="no_speech"))
-        else:
+            self._answer_overtaken(utterance, None)  # its own record has told the failure
+        elif not utterance.requested:
             self._go_on(utterance)
+        elif not self._answer_overtaken(utterance, utterance.record):
+            self._fail_requested_reply(utterance, InvalidInput("no words were heard in the audio", code="no_speech"))
 
     async def _transcribe(self, utterance: Utterance, audio: AudioChunk) -> Understood:
         """Write the user's words into the history."""
@@ -483,10 +495,10 @@ class Session:
             return
         both = (utterance, *utterance.all_overtaken())
         cut = next((other.cut for other in both if other.cut is not None), None)
-        if cut is None:
+        if cut is None or any(other.said for other in both):  # words cut it, and ask for no reply
             return
         if not cut.text:  # it was cut before its first word: made anew
-            self._reply(utterance.record, ReplyOptions(spoken=cut.spoken))
+            self._reply(utterance.record, replace(cut.asked.once_more(), spoken=cut.spoken))
         elif cut.spoken and cut.unheard().strip():
             self._reply(utterance.record, ReplyOptions(text=cut.unheard(), spoken=True))
 
@@ -500,10 +512,11 @@ class Session:
             if other in self._untranscribed:  # what it said is not known yet: it takes its place again
                 other.superseded, other.cut = False, other.cut or utterance.cut
                 return True
-        is_waiting = any((other.said or other.followed) and other.wants_reply for other in overtaken)
-        if is_waiting:
-            self._reply(record or self._record_from_now(), utterance.asked or ReplyOptions())
-        return is_waiting
+        waiting = [other for other in overtaken if (other.said or other.followed) and other.wants_reply]
+        if waiting:
+            asked = utterance.asked if utterance.requested else waiting[0].asked
+            self._reply(record or self._record_from_now(), asked)
+        return bool(waiting)
 
     def _fail_requested_reply(self, utterance: Utterance, error: VoicepodError) -> None:
         """The client asked for a reply to words that are none: its response ends, and says why."""
@@ -511,9 +524,8 @@ class Session:
         self._spawn(self._latest.fail(error))
 
     def _response_without_words(self, utterance: Utterance) -> Response:
-        metadata = None if utterance.asked is None else utterance.asked.metadata
         rate = self.options.output_sample_rate
-        return Response(self._parts, utterance.record, spoken=False, sample_rate=rate, metadata=metadata)
+        return Response(self._parts, utterance.record, utterance.asked, spoken=False, sample_rate=rate)
 
     # --- from words to speech
 
@@ -521,13 +533,7 @@ class Session:
         if self.outbox.is_stale(record.turn_id):  # a later turn was stopped while these words were being spoken
             record.turn_id = self._next_turn_id()
         spoken = self.options.modality == "audio" if how.spoken is None else how.spoken
-        response = Response(
-            self._parts,
-            record,
-            spoken=spoken,
-            sample_rate=self.options.output_sample_rate,
-            metadata=how.metadata,
-        )
+        response = Response(self._parts, record, how, spoken=spoken, sample_rate=self.options.output_sample_rate)
         previous, self._latest = self._latest, response
         for earlier in self._responses.values():
             if self._has_died_away(earlier):
@@ -535,12 +541,12 @@ class Session:
         self._responses[record.turn_id] = response
         while len(self._responses) > REMEMBERED_RESPONSES:
             self._responses.popitem(last=False)
-        response.task = self._spawn(self._run_response(response, how, previous))
+        response.task = self._spawn(self._run_response(response, previous))
         self._show_state()
 
-    async def _run_response(self, response: Response, how: ReplyOptions, previous: Response | None) -> None:
+    async def _run_response(self, response: Response, previous: Response | None) -> None:
         self.check_voice()
-        options = self.options
+        options, how = self.options, response.asked
         max_tokens = how.max_tokens or options.max_output_tokens or self._max_reply_tokens
         try:
             if previous is not None:  # it may still be heard, when nothing interrupted it

@@ -20,15 +20,19 @@ class Utterance:
     onset_s: float = 0.0  # audio time
     onset_at_s: float = math.inf  # the same on the session clock; a committed buffer has no onset
     wants_reply: bool = False
-    requested: bool = False  # the client asked for the reply itself
     followed: bool = False  # and had written a message behind it, which gets the reply whatever was said
     said: bool = False  # words were heard
     cancelled: bool = False  # the client wants no reply to it, and its turn was told to be over
     superseded: bool = False  # the user went on before its reply began: the later utterance answers both
     overtook: list[Utterance] = field(default_factory=list)  # those that it superseded
     cut: Response | None = None  # the response that it interrupted
-    asked: ReplyOptions | None = None  # what the client asked of its reply
+    asked: ReplyOptions = field(default_factory=ReplyOptions)  # what the client asked of its reply
     transcribed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def requested(self) -> bool:
+        """Whether the client asked for the reply itself."""
+        return self.asked.requested
 
     def all_overtaken(self) -> list[Utterance]:
         """What the user said before, that waits for the answer to this one; newest first."""
