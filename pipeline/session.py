@@ -40,7 +40,7 @@ from pipeline.outbox import Outbox
 from pipeline.prompt import Prompt, instructions_for, voice_for
 from pipeline.records import TurnRecord
 from pipeline.response import Parts, Response
-from pipeline.turn import Waits, engine_failure, first_error, is_cancelled, transcribe
+from pipeline.turn import Waits, engine_failure, first_error, transcribe, work_of
 from pipeline.utterance import Utterance
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ REMEMBERED_RESPONSES = 32
 MIN_COMMIT_S = 0.1
 # A client that commits faster than the ASR can follow is told so, instead of filling the lane that all talks share.
 MAX_WAITING_UTTERANCES = 8
-# An echo that begins this long after the end of a reply can still be its last words: loudspeaker and room add delay.
+# Words that begin so soon after a reply and stand in it are its echo. Its sound is looked for longer (`MAX_DELAY_S`):
+# the same words may be the user's own answer ("the red one or the blue one?"), which begins half a second later.
 ECHO_TAIL_S = 0.4
 # A player may be ahead of what we know of it.
 PLAYER_AHEAD_S = 0.3
@@ -562,10 +563,6 @@ class Session:
             else:
                 deltas = _one(how.text)
             await response.run(deltas, voice=voice, max_tokens=max_tokens)
-        except asyncio.CancelledError as error:
-            if is_cancelled():
-                raise
-            await response.fail(engine_failure(error, "reply"))
         except Exception as error:  # boundary: the turn fails, the session lives on
             cause = first_error(error)
             await response.fail(cause if isinstance(cause, VoicepodError) else engine_failure(cause, "reply"))
@@ -574,8 +571,9 @@ class Session:
         """The history that fits, and its tokens."""
         try:
             async with asyncio.timeout(self._parts.waits.first_token_s):
-                messages = await self._prompt.messages(instructions)
-                return messages, await self._prompt.n_tokens(messages)
+                with work_of("llm"):
+                    messages = await self._prompt.messages(instructions)
+                    return messages, await self._prompt.n_tokens(messages)
         except TimeoutError as error:
             raise EngineTimeout("the language model took too long", stage="llm") from error
 

@@ -8,8 +8,8 @@ closed on the way out.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -69,13 +69,10 @@ async def transcribe(asr: Asr, utterance: AudioChunk, *, language: str | None, w
     """What was said. `EngineTimeout` after `waits.asr_s`, `EngineError` from the engine."""
     try:
         async with asyncio.timeout(waits.asr_s):
-            transcript = await asr.transcribe(utterance, language=language)
+            with work_of("asr"):
+                transcript = await asr.transcribe(utterance, language=language)
     except TimeoutError as error:
         raise EngineTimeout("speech recognition took too long", stage="asr") from error
-    except asyncio.CancelledError as error:
-        if is_cancelled():
-            raise
-        raise engine_failure(error, "asr") from error
     if not _is_transcript(transcript):
         raise EngineFailed("speech recognition gave something that is not a transcript", stage="asr")
     return transcript
@@ -187,9 +184,10 @@ async def _next_audio(
             if not splitting.done():
                 splitting.add_done_callback(all_words_are_there)
             try:
-                while (chunk := await anext(speech, None)) is not None:
-                    if chunk.final or chunk.audio.n_samples:
-                        break
+                with work_of("tts"):
+                    while (chunk := await anext(speech, None)) is not None:
+                        if chunk.final or chunk.audio.n_samples:
+                            break
                 return chunk
             finally:
                 waiting = False
@@ -206,7 +204,8 @@ async def _timed(deltas: AsyncIterator[T], first_s: float, next_s: float, stage:
         while True:
             try:
                 async with asyncio.timeout_at(give_up_at_s):
-                    item = await anext(closing, None)
+                    with work_of(stage):
+                        item = await anext(closing, None)
             except TimeoutError as error:
                 raise EngineTimeout("the language model took too long", stage=stage) from error
             if item is None:
@@ -223,10 +222,16 @@ def first_error(error: BaseException) -> BaseException:
     return error
 
 
-def is_cancelled() -> bool:
-    """Whether somebody cancelled this task. Else a `CancelledError` is of a task that an engine has lost."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+@contextmanager
+def work_of(stage: str) -> Iterator[None]:
+    """A `CancelledError` that nobody asked for is of a task that the engine has lost: `EngineFailed`."""
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise engine_failure(error, stage) from error
 
 
 def engine_failure(error: BaseException, stage: str) -> EngineFailed:

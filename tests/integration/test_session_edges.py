@@ -1078,6 +1078,22 @@ async def test_an_ear_that_gives_no_transcript_costs_its_turn_and_the_next_one_w
         assert talk.history()[-1] == ("assistant", "Paris.")
 
 
+class LostLlm(ScriptedLlm):
+    """Loses the task that makes the reply, after its first word."""
+
+    async def reply(self, messages: Sequence[Message], *, max_tokens: int | None = None) -> AsyncIterator[str]:
+        yield "Hello "
+        raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize("modality", ["audio", "text"])
+async def test_a_model_that_lost_its_own_task_is_told_as_such_at_once(modality: str) -> None:
+    async with Talk(llm=LostLlm(), options={"modality": modality}) as talk:
+        await talk.say(0.6)
+        failed = await talk.until(events.TurnFailed, timeout_s=3)
+        assert (type(failed.error), failed.error.stage) == (EngineFailed, "llm")
+
+
 async def test_a_voice_that_lost_its_own_task_costs_its_turn_and_the_next_one_works() -> None:
     """A cancellation that nobody asked for: the reply would else never end, and the next one waits for it."""
     tts = ScriptedTts(fail_on=lambda piece: asyncio.CancelledError() if piece.spoken == "One." else None)  # type: ignore[arg-type, return-value]
@@ -1085,7 +1101,7 @@ async def test_a_voice_that_lost_its_own_task_costs_its_turn_and_the_next_one_wo
         await talk.say(0.6)
         await talk.quiet()
         (failed,) = talk.all(events.TurnFailed)
-        assert type(failed.error) is EngineFailed
+        assert (type(failed.error), failed.error.stage) == (EngineFailed, "tts")
         await talk.say(0.6)
         await talk.quiet()
         assert talk.history()[-1] == ("assistant", "Two.")
