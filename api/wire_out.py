@@ -164,6 +164,8 @@ class Writer:
             yield {"type": "response.content_part.added", **_part_of(*response), "part": part}
 
     def _item_done(self, event: events.ItemDone) -> Iterator[Json]:
+        if event.item.id not in {item.id for item in self._session.conversation}:
+            return  # deleted while this stood behind audio
         yield {
             "type": "conversation.item.done",
             "previous_item_id": event.previous_item_id,

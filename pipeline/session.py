@@ -214,7 +214,6 @@ class Session:
     def _cut_awaited(self, utterance: Utterance, reason: ReplyReason) -> None:
         """The response to words that are not known yet is over."""
         self._response_without_words(utterance).cut(reason)
-        utterance.asked = utterance.asked.once_more()
 
     # --- the history, the options, a reply on request
 
@@ -525,8 +524,9 @@ class Session:
         self._spawn(self._latest.fail(error))
 
     def _response_without_words(self, utterance: Utterance) -> Response:
-        rate = self.options.output_sample_rate
-        return Response(self._parts, utterance.record, utterance.asked, spoken=False, sample_rate=rate)
+        """What ends in the place of the reply; one that comes later was not asked for."""
+        asked, utterance.asked = utterance.asked, utterance.asked.once_more()
+        return Response(self._parts, utterance.record, asked, spoken=False, sample_rate=self.options.output_sample_rate)
 
     # --- from words to speech
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from api.wire_out import Writer
 from pipeline import events
 from pipeline.audio import AudioChunk, Samples
 from pipeline.conversation import MAX_ITEMS, Item
@@ -527,6 +528,16 @@ async def test_an_utterance_deleted_while_it_is_transcribed_is_answered_from_wha
         assert talk.all(events.TurnFailed) == []
 
 
+async def test_an_item_that_is_deleted_while_its_end_waits_behind_its_audio_is_not_told_as_done() -> None:
+    async with Talk(replies=[STORY]) as talk:
+        talk.session.respond()
+        await talk.until(events.ReplyCaption)
+        await talk.hush(6.0)  # all was made by now
+        talk.session.delete_item(the_reply(talk).id)
+        done = await talk.until(events.ItemDone)
+        assert list(Writer(talk.session, dict).of_event(done)) == []
+
+
 async def test_an_endless_utterance_is_taken_in_parts_and_answered_as_one() -> None:
     async with Talk(said=["first half", "second half"], replies=["Yes."], turn={"max_utterance_s": 2}) as talk:
         talk.asr.delay_s = 0.5
@@ -1027,6 +1038,22 @@ async def test_words_are_answered_when_those_that_overtook_them_could_not_be_tra
         assert talk.history() == [("user", "what is the capital"), ("user", ""), ("assistant", "Paris.")]
         told = [done.turn_id for done in talk.all(events.TurnDone)]
         assert sorted(told) == sorted(set(told))
+
+
+async def test_a_reply_asked_for_words_that_failed_is_told_once_and_those_before_them_are_answered() -> None:
+    asr = SlowAsr(("what is the capital", 1.0), ("of France", 2.0))
+    async with Talk(asr=asr, replies=["Paris."]) as talk:
+        await talk.say(0.6)
+        await talk.until(events.UtteranceCommitted)
+        await talk.say(0.6)
+        await talk.until(events.UtteranceCommitted, n=2)
+        asr.error = EngineFailed("no", stage="asr")
+        talk.session.respond(ReplyOptions(metadata={"asked_as": "one"}))
+        await talk.quiet()
+        assert [(e.status, e.metadata) for e in talk.all(events.ReplyFinished)] == [
+            ("failed", {"asked_as": "one"}),
+            ("completed", None),
+        ]
 
 
 async def test_a_reply_asked_for_words_that_could_not_be_transcribed_ends_as_failed() -> None:
