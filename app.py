@@ -16,7 +16,7 @@ import process_tuning  # noqa: F401 (before numpy)
 import ui
 from api.access import first_start
 from api.application import Server
-from api.http_server import HttpServer, leave
+from api.http_server import HttpServer, leave, listen
 from logs import configure_logging, open_missing_streams, release_logging, say
 from pipeline.engines.base import Engines, Voice
 from pipeline.engines.tiny_models import write_tiny_models
@@ -68,6 +68,10 @@ async def warm_up(engines: Engines, *, voice: Voice, instructions: str, waits: W
 
 def serve(settings: Settings) -> int:
     """Run the server. An engine that cannot load ends it with the reason."""
+    network = settings.network
+    sockets = listen(network.host, network.port)  # first: what is printed below must be true
+    network = network.model_copy(update={"port": sockets[0].getsockname()[1]})
+    settings = settings.model_copy(update={"network": network})
     fatal: list[BaseException] = []
 
     def stop_for(error: BaseException) -> None:
@@ -87,12 +91,9 @@ def serve(settings: Settings) -> int:
         ),
         guard=server.guard,
     )
-    network = settings.network
     http = HttpServer(
         uvicorn.Config(
             server.app,
-            host=network.host,
-            port=network.port,
             log_config=None,
             ssl_certfile=network.tls_cert,
             ssl_keyfile=network.tls_key,
@@ -116,7 +117,7 @@ def serve(settings: Settings) -> int:
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # the terminal was closed; nohup has it ignored
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     with contextlib.suppress(KeyboardInterrupt):
-        http.run()
+        http.run(sockets)
     if fatal:
         reason = fatal[0].message if isinstance(fatal[0], VoicepodError) else "an engine could not be loaded"
         print(f"voicepod: {reason}", file=sys.stderr)

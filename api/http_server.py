@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import sys
 import threading
 from collections.abc import Awaitable, Callable
 from types import FrameType
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import structlog
 import uvicorn
 
 from pipeline.engines import lanes
+from pipeline.errors import ConfigError
 
 log = structlog.get_logger()
 
 # Beyond the time that talks have to end: engines wait for their last step up to ten seconds, and free their weights.
 CLOSING_S = 20.0
 LAST_WORD_S = 2.0
+BACKLOG: Final = 2048  # as uvicorn's
+# A client that takes nothing of what was sent for so long, or that answers no probe, is gone: its connection is closed.
+GONE_S: Final = 60
 
 
 class HttpServer(uvicorn.Server):
@@ -62,6 +67,30 @@ class HttpServer(uvicorn.Server):
             if self.server_state.tasks:
                 await asyncio.wait(list(self.server_state.tasks), timeout=LAST_WORD_S)
             await self.lifespan.shutdown()
+
+
+def listen(host: str, port: int, *, gone_s: int = GONE_S) -> list[socket.socket]:
+    """Sockets on every address of `host`, which take connections at once; ConfigError when that cannot be.
+
+    What clients are held to goes over to each connection: one whose machine vanished would keep its slot otherwise.
+    """
+    listening: list[socket.socket] = []
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, _, _, _, address in dict.fromkeys(found):
+            listener = socket.create_server(address, family=family, backlog=BACKLOG)  # type: ignore[arg-type]
+            listening.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, gone_s)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * gone_s)
+    except OSError as error:
+        for listener in listening:
+            listener.close()
+        taken = error.errno == errno.EADDRINUSE
+        what_to_do = "another server may run; --port takes another port" if taken else "see network.host, network.port"
+        reason = str(error.strerror).partition(" (")[0]
+        raise ConfigError(f"cannot listen on {host}, port {port}: {reason}; {what_to_do}") from None
+    return listening
 
 
 def leave(status: int) -> NoReturn:

@@ -6,10 +6,15 @@ import re
 import signal
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
+from api.http_server import GONE_S, listen
+from app import serve
+from pipeline.errors import ConfigError
+from settings import NetworkSettings, Settings, StorageSettings
 from tests.support.server_process import ServerProcess, ServerProcesses, server_processes
 
 UNLOADED = ("--set", "performance.preload_models=false")
@@ -84,3 +89,31 @@ def test_a_terminal_that_is_closed_ends_its_server_in_good_order(closed: ServerP
     assert "server.stopped" in closed.output
     assert closed.errors == ""
     assert closed.relatives() == []
+
+
+def test_a_port_in_use_is_said_before_any_link_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A server that runs already goes on with its own link, which a second one in vain would have made void."""
+    storage = StorageSettings(dir=tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        network = NetworkSettings(host="127.0.0.1", port=other.getsockname()[1])
+        with pytest.raises(ConfigError, match=r"127.0.0.1, port \d+: Address already in use; .*--port"):
+            serve(Settings(network=network, storage=storage))
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1"])
+def test_an_address_that_is_not_this_machines_is_named(host: str) -> None:
+    with pytest.raises(ConfigError, match=rf"cannot listen on {host}, port 7860: .*network.host"):
+        listen(host, 7860)
+
+
+def test_clients_that_vanish_or_never_read_lose_their_connections() -> None:
+    """Without a word they would hold a request's slot until the kernel gives up, or for ever."""
+    (listener,) = listen("127.0.0.1", 0)
+    with listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1000 * GONE_S
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == GONE_S
+            assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
