@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import structlog
 
-from api import cgroup
 from api.gpus import GpuMetrics, Gpus
+from pipeline import cgroup
 
 log = structlog.get_logger()
 

@@ -78,7 +78,7 @@ def listen(host: str, port: int, *, gone_s: int = GONE_S) -> list[socket.socket]
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, _, _, _, address in dict.fromkeys(found):
-            listener = socket.create_server(address, family=family, backlog=BACKLOG)  # type: ignore[arg-type]
+            listener = socket.create_server(address, family=family, backlog=BACKLOG)
             listening.append(listener)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, gone_s)

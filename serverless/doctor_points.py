@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Final
 
+from pipeline import cgroup
 from pipeline.audio import AudioChunk
 from pipeline.errors import ConfigError, StorageError
 from serverless import keys
@@ -163,7 +165,8 @@ def memory_is_enough(ground: Ground) -> str:
     """Main memory that is free while the model is read."""
     import psutil
 
-    free = int(psutil.virtual_memory().available)
+    left = cgroup.memory_left_bytes(cgroup.ROOT)
+    free = min(int(psutil.virtual_memory().available), left if left is not None else sys.maxsize)
     if free < _MIN_MEMORY_BYTES:
         raise Wrong(f"{free / 1e9:.1f} GB of main memory are free")
     return f"{free / 1e9:.0f} GB of main memory are free"

@@ -14,9 +14,9 @@ import psutil
 import pytest
 import structlog
 
-from api import cgroup
 from api.gpus import Gpus
 from api.host import HostMonitor
+from pipeline import cgroup
 
 GIB = 1024**3
 

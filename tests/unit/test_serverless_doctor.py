@@ -154,6 +154,29 @@ def test_a_full_disk_and_full_memory_are_wrong(environ: dict[str, str], monkeypa
     assert findings["cache directory"].state == "wrong"
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"memory.max": "3000000000", "memory.current": "2500000000", "memory.stat": "inactive_file 500000000"},
+        {
+            "memory/memory.limit_in_bytes": "3000000000",
+            "memory/memory.usage_in_bytes": "2500000000",
+            "memory/memory.stat": "total_inactive_file 500000000",
+        },
+    ],
+    ids=["version 2", "version 1"],
+)
+def test_the_containers_limit_counts_and_not_the_machines_memory(
+    files: dict[str, str], environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{content}\n")
+    monkeypatch.setattr("pipeline.cgroup.ROOT", tmp_path)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10**11))
+    assert found(Ground(environ), "memory").found == "1.0 GB of main memory are free"
+
+
 def test_methods_that_the_image_lacks_are_wrong(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda program: None)
     assert found(Ground(environ), "installation").found == "not installed: espeak-ng"

@@ -47,6 +47,12 @@ def memory_used_bytes(root: Path = ROOT) -> int | None:
     return None
 
 
+def memory_left_bytes(root: Path = ROOT) -> int | None:
+    """What the container may still take. Version 1 without a limit gives a number beyond any machine's memory."""
+    limit, used = memory_limit_bytes(root), memory_used_bytes(root)
+    return max(limit - used, 0) if limit is not None and used is not None else None
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="ascii")
