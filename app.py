@@ -16,7 +16,7 @@ import process_tuning  # noqa: F401 (before numpy)
 import ui
 from api.access import first_start
 from api.application import Server
-from api.http_server import HttpServer, leave, listen
+from api.http_server import HttpServer, check_certificate, leave, listen
 from logs import configure_logging, open_missing_streams, release_logging, say
 from pipeline.engines.base import Engines, Voice
 from pipeline.engines.tiny_models import write_tiny_models
@@ -69,6 +69,8 @@ async def warm_up(engines: Engines, *, voice: Voice, instructions: str, waits: W
 def serve(settings: Settings) -> int:
     """Run the server. An engine that cannot load ends it with the reason."""
     network = settings.network
+    if network.tls_cert:
+        check_certificate(network.tls_cert, network.tls_key)
     sockets = listen(network.host, network.port)  # first: what is printed below must be true
     network = network.model_copy(update={"port": sockets[0].getsockname()[1]})
     settings = settings.model_copy(update={"network": network})

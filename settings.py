@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from pydantic.config import JsonDict
 
+from pipeline.errors import ConfigError
+
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 OPERATIONS: Final = "operations"
 
@@ -120,14 +122,19 @@ Level = Annotated[LogLevel, BeforeValidator(_upper)]
 
 def cache_directory(environ: Mapping[str, str]) -> Path:
     """Where everything that can be made again lives: `VOICEPOD_CACHE`, else `~/.cache/voicepod`."""
-    asked = environ.get("VOICEPOD_CACHE")
-    return Path(asked or "~/.cache/voicepod").expanduser()
+    return _directory(environ, "VOICEPOD_CACHE", "~/.cache/voicepod")
 
 
 def data_directory(environ: Mapping[str, str]) -> Path:
     """Where everything that cannot be made again lives: `VOICEPOD_DATA`, else `~/.local/share/voicepod`."""
-    asked = environ.get("VOICEPOD_DATA")
-    return Path(asked or "~/.local/share/voicepod").expanduser()
+    return _directory(environ, "VOICEPOD_DATA", "~/.local/share/voicepod")
+
+
+def _directory(environ: Mapping[str, str], variable: str, usual: str) -> Path:
+    try:
+        return Path(environ.get(variable) or usual).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"this user has no home directory: set HOME or {variable}") from None
 
 
 class Section(BaseModel):

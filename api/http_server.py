@@ -7,9 +7,11 @@ import contextlib
 import errno
 import os
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
 
@@ -67,6 +69,15 @@ class HttpServer(uvicorn.Server):
             if self.server_state.tasks:
                 await asyncio.wait(list(self.server_state.tasks), timeout=LAST_WORD_S)
             await self.lifespan.shutdown()
+
+
+def check_certificate(chain: Path, key: Path | None) -> None:
+    """ConfigError when uvicorn could not use them."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key)
+    except OSError as error:
+        files = f"network.tls_cert {chain}, network.tls_key {key}"
+        raise ConfigError(f"{files}: no PEM certificate chain with its private key: {error.strerror}") from None
 
 
 def listen(host: str, port: int, *, gone_s: int = GONE_S) -> list[socket.socket]:

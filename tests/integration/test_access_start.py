@@ -102,6 +102,19 @@ def test_a_port_in_use_is_said_before_any_link_is_made(tmp_path: Path, capsys: p
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("content", ["no certificate", None])
+def test_a_certificate_that_cannot_be_used_is_named_before_any_link_is_made(
+    content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certificate = tmp_path / "certificate.pem"
+    if content is not None:
+        certificate.write_text(content)
+    network = NetworkSettings(port=0, tls_cert=certificate, tls_key=certificate)
+    with pytest.raises(ConfigError, match=r"network.tls_cert /.*certificate.pem, network.tls_key /.*: .*PEM"):
+        serve(Settings(network=network, storage=StorageSettings(dir=tmp_path / "data")))
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1"])
 def test_an_address_that_is_not_this_machines_is_named(host: str) -> None:
     with pytest.raises(ConfigError, match=rf"cannot listen on {host}, port 7860: .*network.host"):

@@ -335,6 +335,13 @@ def test_the_cache_directory_moves_models_voices_and_audio(tmp_path: Path, monke
     assert Settings().voices.dir == tmp_path / "voices"
 
 
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a container runs whose user has no entry in /etc/passwd."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 7)
+    assert "set HOME or VOICEPOD_CACHE" in refused()
+
+
 @pytest.mark.parametrize(
     ("block", "compute_type", "llm_bits"),
     [
