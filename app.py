@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import signal
+import socket
 import sys
 import time
 
@@ -67,13 +68,18 @@ async def warm_up(engines: Engines, *, voice: Voice, instructions: str, waits: W
 
 
 def serve(settings: Settings) -> int:
-    """Run the server. An engine that cannot load ends it with the reason."""
+    """Run the server on its port, which is taken first: what is printed then is true."""
     network = settings.network
     if network.tls_cert:
         check_certificate(network.tls_cert, network.tls_key)
-    sockets = listen(network.host, network.port)  # first: what is printed below must be true
-    network = network.model_copy(update={"port": sockets[0].getsockname()[1]})
-    settings = settings.model_copy(update={"network": network})
+    with contextlib.ExitStack() as closing:
+        sockets = [closing.enter_context(listener) for listener in listen(network.host, network.port)]
+        network = network.model_copy(update={"port": sockets[0].getsockname()[1]})
+        return _run(settings.model_copy(update={"network": network}), sockets)
+
+
+def _run(settings: Settings, sockets: list[socket.socket]) -> int:
+    """Serve on these. An engine that cannot load ends it with the reason."""
     fatal: list[BaseException] = []
 
     def stop_for(error: BaseException) -> None:
@@ -93,6 +99,7 @@ def serve(settings: Settings) -> int:
         ),
         guard=server.guard,
     )
+    network = settings.network
     http = HttpServer(
         uvicorn.Config(
             server.app,

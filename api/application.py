@@ -113,7 +113,7 @@ class Server:
             self.metrics.watch_load(lambda: STEPS.index(pressure.step), lambda: pressure.wait_s)
         for kind, engine in self.engines.by_kind().items():
             self.metrics.watch_queue(kind, partial(getattr, engine, "n_waiting"))
-        self.store = Store(settings.storage.dir)
+        self.store = Store(settings.storage.dir, on_write=self._storage_works)
         self.access = Access(
             settings, self.store, on_rejected=self.metrics.rejected, on_auth_failed=self.metrics.auth_failed
         )
@@ -310,6 +310,13 @@ class Server:
             self.readiness.engine_down(kind, name, trouble)
         else:
             self.readiness.engine_up(kind, name)
+
+    def _storage_works(self, works: bool) -> None:
+        """Talks go on without it."""
+        if works:
+            self.readiness.restore("storage")
+        else:
+            self.readiness.degrade("storage", "nothing can be saved")
 
     def _check_voice(self) -> None:
         """`tts.voice` must be one that the engine has; the default of another engine gives way to its first voice."""

@@ -225,10 +225,13 @@ def _statements(script: str) -> Iterator[str]:
 
 
 class Store:
-    """The database for the event loop. `StorageError` when it cannot be read or written."""
+    """The database for the event loop. `StorageError` when it cannot be read or written.
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    `on_write` is told of each change whether it could be made.
+    """
+
+    def __init__(self, directory: Path, *, on_write: Callable[[bool], None] = lambda works: None) -> None:
+        self.directory, self._on_write = directory, on_write
         self._database = Database(directory)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._lock = threading.Lock()  # of the connection: `now` uses it in another thread than the rest
@@ -240,7 +243,13 @@ class Store:
 
     async def write(self, change: Callable[[sqlite3.Connection], T]) -> T:
         """Run `change` in a transaction, in the store's thread."""
-        return await self._run(lambda: self.now(change))
+        try:
+            written = await self._run(lambda: self.now(change))
+        except StorageError:
+            self._on_write(False)
+            raise
+        self._on_write(True)
+        return written
 
     def now(self, change: Callable[[sqlite3.Connection], T]) -> T:
         """As `write`, in the caller's thread: before the event loop runs."""

@@ -114,7 +114,7 @@ def _espeak(text: str, accent: str) -> list[str]:
     except subprocess.TimeoutExpired as error:
         raise EngineTimeout("pronouncing the text took too long", stage="tts") from error
     except OSError as error:
-        raise EngineFailed("the pronunciation program could not be started", stage="tts") from error
+        raise EngineFailed(f"{PROGRAM} could not be started: {error.strerror}", stage="tts") from error
     if done.returncode != 0:
         raise EngineFailed(f"the pronunciation program ended with status {done.returncode}", stage="tts")
     lines = _LANGUAGE_SWITCH.sub("", done.stdout.decode("utf-8", "replace")).splitlines()

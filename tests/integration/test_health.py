@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 import structlog
 from fastapi import FastAPI
@@ -13,7 +15,8 @@ from fastapi.testclient import TestClient
 
 from api.health import health_router
 from api.readiness import Readiness
-from pipeline.errors import ConfigError, EngineFailed
+from pipeline.errors import ConfigError, EngineFailed, StorageError
+from tests.support.live_server import live_server
 
 KINDS = ("vad", "asr", "llm", "tts")
 
@@ -195,3 +198,18 @@ async def test_answers_are_never_cached_and_head_is_enough(readiness: Readiness,
     assert client.get(path).headers["cache-control"] == "no-store"
     assert client.head(path).status_code == 200
     assert client.head(path).content == b""
+
+
+async def test_a_server_that_cannot_save_is_degraded_until_it_can() -> None:
+    """A full disk showed in the log alone; `ready` was all that whoever watches the health was told."""
+
+    def full(connection: sqlite3.Connection) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async with live_server() as live, httpx.AsyncClient(base_url=live.http) as http:
+        with pytest.raises(StorageError):
+            await live.server.store.write(full)
+        answer = await http.get("/health/ready")
+        assert (answer.status_code, answer.json()) == (200, {"state": "degraded"})
+        await live.server.store.write(lambda connection: None)
+        assert (await http.get("/health/ready")).json() == {"state": "ready"}

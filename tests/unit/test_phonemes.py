@@ -66,7 +66,7 @@ def test_a_missing_program_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(phonemes, "PROGRAM", "espeak-ng-that-is-not-there")
     with pytest.raises(ConfigError, match="apt-get install espeak-ng"):
         require_program()
-    with pytest.raises(EngineFailed):
+    with pytest.raises(EngineFailed, match="not-there could not be started: No such file"):
         ipa_of("hello", "en-us")
 
 
