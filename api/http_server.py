@@ -81,19 +81,24 @@ def check_certificate(chain: Path, key: Path | None) -> None:
 
 
 def listen(host: str, port: int, *, gone_s: int = GONE_S) -> list[socket.socket]:
-    """Sockets on every address of `host`, which take connections at once; ConfigError when that cannot be.
+    """Sockets on every address of `host` that this machine has, which take connections at once.
 
-    What clients are held to goes over to each connection: one whose machine vanished would keep its slot otherwise.
+    ConfigError when there is none, or the port is taken. What clients are held to goes over to each connection: one
+    whose machine vanished would keep its slot otherwise.
     """
     listening: list[socket.socket] = []
+    absent: OSError | None = None
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, _, _, _, address in dict.fromkeys(found):
-            listener = socket.create_server(address, family=family, backlog=BACKLOG)
-            listening.append(listener)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, gone_s)
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * gone_s)
+            try:
+                listening.append(socket.create_server(address, family=family, backlog=BACKLOG))
+            except OSError as error:
+                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                    raise
+                absent = error  # such as the IPv6 address of localhost on a machine without IPv6
+        if absent is not None and not listening:
+            raise absent
     except OSError as error:
         for listener in listening:
             listener.close()
@@ -101,6 +106,10 @@ def listen(host: str, port: int, *, gone_s: int = GONE_S) -> list[socket.socket]
         what_to_do = "another server may run; --port takes another port" if taken else "see network.host, network.port"
         reason = str(error.strerror).partition(" (")[0]
         raise ConfigError(f"cannot listen on {host}, port {port}: {reason}; {what_to_do}") from None
+    for listener in listening:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, gone_s)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * gone_s)
     return listening
 
 

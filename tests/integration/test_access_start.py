@@ -121,6 +121,16 @@ def test_an_address_that_is_not_this_machines_is_named(host: str) -> None:
         listen(host, 7860)
 
 
+def test_an_address_that_a_name_has_and_the_machine_has_not_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as the IPv6 address of localhost in a container without IPv6."""
+    real = socket.getaddrinfo
+    away, here = (real(address, 0, type=socket.SOCK_STREAM) for address in ("192.0.2.1", "127.0.0.1"))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_how: away + here)
+    (listener,) = listen("localhost", 0)
+    with listener:
+        assert listener.getsockname()[0] == "127.0.0.1"
+
+
 def test_clients_that_vanish_or_never_read_lose_their_connections() -> None:
     """Without a word they would hold a request's slot until the kernel gives up, or for ever."""
     (listener,) = listen("127.0.0.1", 0)
