@@ -81,6 +81,7 @@ class Listener:
                         code="input_audio_buffer_full",
                     )
                 self._frames.append(frame)
+                self._endpointer.audio_s += self._frame_s
                 continue
             self._keep(frame)  # before the frame that ends the utterance closes it
             endpoint = self._endpointer.feed(self._probability(frame), self._frame_s)

@@ -116,3 +116,13 @@ def test_stricter_rules_count_from_the_next_frame() -> None:
     ear.rules = EndpointRules(min_speech_s=0.5)
     assert feed(ear, stretch(0.5, 0.4), stretch(0, 0.3)) == []
     assert [h.endpoint.kind for h in feed(ear, stretch(0.5, 0.5))] == ["started"]
+
+
+def test_audio_that_was_held_counts_in_the_time_of_what_is_said_later() -> None:
+    ear = listener()
+    ear.detects = False
+    feed(ear, stretch(0.0, 5.0))
+    ear.clear()
+    ear.detects = True
+    (started,) = feed(ear, stretch(0.0, 1.0), stretch(0.5, 0.3))[:1]
+    assert started.endpoint.at_s == pytest.approx(6.0)
