@@ -213,8 +213,8 @@ class VoiceBook:
         days, now_s = self.settings.consent_days, self._now()
         await self._store.write(lambda db: records.sweep(db, keep_days=days, now_s=now_s))
         if not self._finishing:  # one that is being added has files before it has a row
-            known = {voice.id for voice in self._all()}
-            await self._store.call(lambda: self._files.sweep(known))
+            # By the rows, which another server may write as well: a pod and the one that replaces it.
+            await self._store.read(lambda db: self._files.sweep({voice.id for voice in records.all_voices(db)}))
 
     async def _attach(self, voice: OwnVoice) -> str | None:
         info = self._tts.info

@@ -53,7 +53,8 @@ class VoiceFiles:
 
     def sweep(self, known: Collection[str]) -> int:
         """Remove what belongs to no known voice: of a program that ended in between. Gives the number of files."""
-        strays = [path for path in self._directory.iterdir() if path.name.partition(".")[0] not in known]
+        there = (path for path in self._directory.iterdir() if not path.is_dir())  # lost+found
+        strays = [path for path in there if path.name.partition(".")[0] not in known]
         for path in strays:
             path.unlink(missing_ok=True)
         if strays:

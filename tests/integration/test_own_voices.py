@@ -380,6 +380,24 @@ async def test_files_of_a_server_that_died_in_between_are_removed_at_the_next_st
         assert (await rest.client.get(f"/api/voices/{voice['id']}/sample")).status_code == 200
 
 
+async def test_a_server_that_goes_on_beside_a_new_one_leaves_the_new_ones_voices_alone(tmp_path: Path) -> None:
+    """A pod that is being replaced shares its volume with the next one for a while."""
+    async with server(storage={"dir": tmp_path}) as old, server(storage={"dir": tmp_path}) as new:
+        voice = await cloned(new)
+        await old.live.server.voices.sweep()
+        assert (await new.client.get(f"/api/voices/{voice['id']}/sample")).status_code == 200
+
+
+async def test_a_folder_among_the_files_keeps_nothing_from_being_removed(tmp_path: Path) -> None:
+    """As `lost+found` is, where the voices have a volume of their own."""
+    folder, stray = tmp_path / "voices" / "lost+found", tmp_path / "voices" / f"voice_{'a' * 24}.wav"
+    async with server(storage={"dir": tmp_path}) as rest:
+        folder.mkdir()
+        stray.write_bytes(b"RIFF")
+        await rest.live.server.voices.sweep()
+        assert [folder] == voice_files(rest.live)
+
+
 async def test_a_client_that_leaves_while_its_voice_is_kept_leaves_a_whole_voice(
     rest: Rest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
