@@ -177,6 +177,76 @@ def test_a_lost_microphone_is_explained_and_taken_again(widget: VoicePage, scrip
     assert len(scripted.server.talks) == 1
 
 
+def test_a_device_that_was_pulled_out_and_is_back_is_used_again(widget: VoicePage, scripted: Running) -> None:
+    widget.button("Start").click()
+    widget.wait_for_state("listening")
+    widget.inside("voice.mic.stream.getAudioTracks()[0].dispatchEvent(new Event('ended'))")
+    expect(widget.page.get_by_role("alert")).to_contain_text("The microphone is gone")
+    widget.page.evaluate(
+        """async () => {
+          const { mic } = document.querySelector(".voicepod-host").voicepod;
+          window.itsDevice = mic.device;
+          mic.device = "another";
+          navigator.mediaDevices.dispatchEvent(new Event("devicechange"));
+          await navigator.mediaDevices.enumerateDevices();
+        }"""
+    )
+    assert not widget.inside("voice.live.starting || voice.mic.open"), "a device that nobody chose was opened"
+    widget.page.evaluate(
+        """() => {
+          document.querySelector(".voicepod-host").voicepod.mic.device = window.itsDevice;
+          navigator.mediaDevices.dispatchEvent(new Event("devicechange"));
+        }"""
+    )
+    widget.wait_for_state("listening")
+    expect(widget.page.get_by_role("alert")).to_be_hidden()
+    assert len(scripted.server.talks) == 1
+
+
+def test_a_permission_that_was_taken_back_is_not_called_an_unplugged_device(widget: VoicePage) -> None:
+    widget.button("Start").click()
+    widget.wait_for_state("listening")
+    widget.page.evaluate("navigator.permissions.query = async () => ({ state: 'denied' })")
+    widget.inside("voice.mic.stream.getAudioTracks()[0].dispatchEvent(new Event('ended'))")
+    expect(widget.page.get_by_role("alert")).to_contain_text("The microphone is blocked")
+    widget.wait_for_state("typing")
+
+
+def test_a_browser_that_never_gives_the_microphone_is_named_and_typing_waits_for_nobody(
+    widget: VoicePage, scripted: Running
+) -> None:
+    widget.page.evaluate(
+        """() => {
+          const real = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+          navigator.mediaDevices.getUserMedia = async (wish) => {
+            await new Promise((allow) => { window.allow = allow; });
+            return (window.stream = await real(wish));
+          };
+        }"""
+    )
+    widget.button("Start").click()
+    expect(widget.page.get_by_role("alert")).to_contain_text("The browser has not given the microphone yet")
+    expect(widget.state_words).to_have_text("Waiting for the microphone…")
+    widget.type("How big is the sun?")
+    expect(widget.page.locator(".message.user .words")).to_have_text("How big is the sun?")
+    expect(widget.page.get_by_role("alert")).to_be_hidden()
+    widget.page.evaluate("window.allow()")
+    widget.page.wait_for_function("window.stream?.getAudioTracks()[0].readyState === 'ended'")
+    assert not widget.inside("voice.mic.open"), "a microphone that nobody waits for any more stayed open"
+    assert scripted.server.talk.n_mic_samples == 0
+
+
+def test_sound_that_the_browser_holds_is_not_called_listening(widget: VoicePage) -> None:
+    widget.button("Start").click()
+    widget.wait_for_state("listening")
+    widget.inside("voice.sound.context.suspend()")
+    widget.wait_for_state("paused")
+    expect(widget.state_words).to_have_text("Sound is paused")
+    widget.button("Play sound").click()
+    widget.wait_for_state("listening")
+    expect(widget.page.get_by_role("alert")).to_be_hidden()
+
+
 def test_hold_to_talk_sends_only_while_held_and_asks_for_an_answer(widget: VoicePage, scripted: Running) -> None:
     widget.open_settings()
     widget.page.get_by_role("radio", name="Hold to talk").check(force=True)

@@ -228,7 +228,7 @@ test("stored settings of the wrong form fall back", () => {
 });
 
 test("the state in words", () => {
-  const on = { server: "ready", started: true, connection: "open", mic: true, mode: "hands-free", user: "silent", agent: "idle" };
+  const on = { server: "ready", started: true, connection: "open", sound: true, mic: true, mode: "hands-free", user: "silent", agent: "idle" };
   const key = (changes) => describeState({ ...on, ...changes })[0];
   assert.equal(key({ started: false }), "idle");
   assert.equal(key({ started: false, server: "loading" }), "thinking");
@@ -240,6 +240,8 @@ test("the state in words", () => {
   assert.equal(key({ mic: false }), "typing");
   assert.equal(key({ connection: "waiting" }), "reconnecting");
   assert.equal(key({ connection: "busy" }), "busy");
+  assert.equal(key({ connection: "waiting", sound: false }), "reconnecting");
+  assert.equal(key({ sound: false }), "paused");
 });
 
 test("every notice says what to do, the one about HTTPS names the options", () => {

@@ -44,19 +44,27 @@ export class Microphone {
   constructor(context, { onFrame, onLost, rate = MIC_RATE, processing = true }) {
     Object.assign(this, { context, onFrame, onLost, rate, processing });
     this.stream = null;
+    this.asked = 0; // each question to the browser has a number: the answer to an older one comes too late
+    this.device = ""; // which one was opened last
   }
 
   get open() {
     return this.stream !== null;
   }
 
-  /** Opens the device with this id, or the default one for "". Raises MicError. */
+  /** Opens the device with this id, or the default one for "", unless `stop` came while the browser asked. Raises MicError. */
   async start(deviceId) {
     if (!microphonePossible()) throw new MicError("insecure");
+    const asked = (this.asked += 1);
     const stream = await request(deviceId, this.processing);
+    if (asked !== this.asked) {
+      for (const track of stream.getTracks()) track.stop();
+      return;
+    }
     this.stop();
     this.stream = stream;
     const [track] = stream.getAudioTracks();
+    this.device = track.getSettings().groupId ?? "";
     track.onended = () => {
       if (this.stream !== stream) return;
       this.stop();
@@ -78,7 +86,9 @@ export class Microphone {
     for (const track of this.stream?.getAudioTracks() ?? []) track.enabled = !muted;
   }
 
+  /** Closes the device, or gives up waiting for one. */
   stop() {
+    this.asked += 1;
     if (!this.stream) return;
     const { stream } = this;
     this.stream = null;
@@ -90,6 +100,21 @@ export class Microphone {
       track.stop();
     }
   }
+}
+
+/** True when the user or the browser forbids this page the microphone; browsers that do not say count as willing. */
+export async function microphoneDenied() {
+  try {
+    return (await navigator.permissions.query({ name: "microphone" })).state === "denied";
+  } catch {
+    return false;
+  }
+}
+
+/** True while the device that was called `device` is plugged in. */
+export async function isThere(device) {
+  const devices = await navigator.mediaDevices.enumerateDevices();
+  return device !== "" && devices.some(({ kind, groupId }) => kind === "audioinput" && groupId === device);
 }
 
 /** The microphones as [{id, name}]; names are empty until permission was given. */

@@ -12,17 +12,18 @@ const press = (button, on) => {
 
 /**
  * Draws `state`: live {started, starting, muted, holding, user, agent}, connection (of the socket), open, server (of its
- * start, null before it is known), playing, answering, mic (one is open), mode, startWords, noticed (a notice is shown),
- * chatEmpty, recordingEmpty. `$(id)` finds a part of the page.
+ * start, null before it is known), playing, answering, mic (one is open), mode, startWords, notice (the kind of the one
+ * that is shown, or null), sound (it runs), chatEmpty, recordingEmpty. `$(id)` finds a part of the page.
  */
 export function draw({ $, root }, state) {
   const { live, mic } = state;
   const [name, words] = describeState({
     ...live,
-    connection: live.starting ? "connecting" : state.connection,
+    connection: !live.starting ? state.connection : state.notice === "asking" ? "asking" : "connecting",
     server: state.server ?? "loading",
     started: live.started || live.starting,
     playing: state.playing,
+    sound: state.sound,
     mode: state.mode,
     mic,
   });
@@ -30,7 +31,7 @@ export function draw({ $, root }, state) {
   put($("state"), "textContent", words);
   const listening = live.started && mic;
   const ready = state.server === "ready";
-  put($("start"), "hidden", listening || (live.started && state.noticed));
+  put($("start"), "hidden", listening || (live.started && state.notice !== null));
   put($("start").querySelector("span"), "textContent", live.started ? "Use microphone" : state.startWords);
   put($("start"), "disabled", live.starting || !ready);
   put($("live"), "hidden", !live.started);

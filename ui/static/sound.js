@@ -9,7 +9,7 @@ export class Sound {
   /**
    * `live.muted` and `settings.deviceId` hold when a microphone opens, `settings.volume` when a player does. Callbacks:
    * onFrame({pcm, rms, at}) of the microphone, onMicrophone() when one was opened, onLost() when it is gone; onPosition
-   * and onReport of the player; onContext(runs) when the browser holds or frees the sound.
+   * and onReport of the player; onContext() when the browser holds or frees the sound.
    */
   constructor({ settings, live, recording, levels, onFrame, onMicrophone, onLost, onPosition, onReport, onContext }) {
     Object.assign(this, { settings, live, recording, levels, onFrame, onMicrophone, onLost, onPosition, onReport, onContext });
@@ -23,7 +23,7 @@ export class Sound {
     if (!this.context) {
       if (navigator.audioSession) navigator.audioSession.type = "play-and-record";
       this.context = new AudioContext({ latencyHint: "interactive" });
-      this.context.onstatechange = () => this.onContext(this.context.state === "running");
+      this.context.onstatechange = () => this.onContext();
       for (const name of this.context.audioWorklet ? ["player-worklet.js", "mic-worklet.js"] : []) {
         await this.context.audioWorklet.addModule(new URL(name, import.meta.url));
       }
@@ -60,8 +60,13 @@ export class Sound {
     this.recording.add("user", { at, pcm, rate: MIC_RATE });
   }
 
+  /** False while the browser holds the sound: then nothing is played, and nothing heard. */
+  get runs() {
+    return this.context?.state === "running";
+  }
+
   resume() {
-    if (this.context && this.context.state !== "running") this.context.resume().catch(() => {});
+    if (this.context && !this.runs) this.context.resume().catch(() => {});
   }
 
   /** Microphone and meters off; what the player holds is its caller's. */

@@ -1,14 +1,16 @@
 // What the page says about itself: the state in words, and what to do when something is wrong. No DOM here.
 
 /** Everything that decides the state -> [key, words]. The key sets the colour, the words are read out. */
-export function describeState({ server, connection, started, user, agent, playing, muted, mode, holding, mic }) {
+export function describeState({ server, connection, started, sound, user, agent, playing, muted, mode, holding, mic }) {
   if (!started && server === "loading") return ["thinking", "Getting ready…"];
   if (!started && server !== "ready") return ["error", "Not connected"];
   if (!started) return ["idle", "Ready when you are"];
+  if (connection === "asking") return ["connecting", "Waiting for the microphone…"];
   if (connection === "connecting") return ["connecting", "Connecting…"];
   if (connection === "waiting") return ["reconnecting", "Connection lost, reconnecting…"];
   if (connection === "busy") return ["busy", "Waiting for a free seat…"];
   if (connection !== "open") return ["error", "Not connected"];
+  if (!sound) return ["paused", "Sound is paused"];
   if (holding) return ["hearing", "Listening, let go to send"];
   if (user === "speaking") return ["hearing", "Hearing you…"];
   if (playing || agent === "speaking") return ["speaking", "Speaking"];
@@ -21,6 +23,11 @@ export function describeState({ server, connection, started, user, agent, playin
 
 /** What went wrong and what helps -> {title, text, actions: [[id, label]]}. */
 export const NOTICES = {
+  asking: {
+    title: "The browser has not given the microphone yet",
+    text: "If it asks, choose Allow. If it asks nothing, another program may hold the microphone. Typing works meanwhile.",
+    actions: [["text-only", "Type instead"]],
+  },
   insecure: {
     title: "The microphone needs HTTPS",
     text:

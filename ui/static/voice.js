@@ -8,7 +8,7 @@ import { Recording, download, toJson, toSrt, toText } from "./exports.js";
 import { HttpTalk } from "./http-talk.js";
 import { listenToKeys } from "./keyboard.js";
 import { Levels } from "./levels.js";
-import { MIC_RATE, MicError } from "./mic.js";
+import { MIC_RATE, MicError, isThere, microphoneDenied } from "./mic.js";
 import { Notice } from "./notice.js";
 import { preferences } from "./preferences.js";
 import { RoundTrips, draw, drawExamples } from "./screen.js";
@@ -24,6 +24,8 @@ import { Transcript } from "./transcript.js";
 import { Uplink } from "./uplink.js";
 import { buildView } from "./view.js";
 import { VoicesTab } from "./voices-tab.js";
+
+const ASKING_MS = 1500; // a device that may be used is open by then: the browser asks, or another program holds it
 
 let current = null;
 
@@ -76,13 +78,10 @@ class VoicePage {
       levels: this.levels,
       onFrame: (frame) => this.#frame(frame),
       onMicrophone: () => this.controls.refreshDevices(),
-      onLost: () => {
-        this.notice.show("lost");
-        this.#render();
-      },
+      onLost: () => this.#microphoneLost(),
       onPosition: (position) => this.#position(position),
       onReport: (report) => this.socket.send({ type: "voicepod.playback", ...report }),
-      onContext: (runs) => this.#audioState(runs),
+      onContext: () => this.#audioState(),
     });
     this.transcript = new Transcript({
       onChange: (message) => this.#drawMessage(message),
@@ -185,7 +184,7 @@ class VoicePage {
     window.addEventListener("pagehide", () => this.#remember(), { signal });
     document.addEventListener("visibilitychange", () => this.#keepAwake(), { signal });
     document.addEventListener("pointerdown", () => this.sound.resume(), { signal, capture: true });
-    navigator.mediaDevices?.addEventListener?.("devicechange", () => this.controls.refreshDevices(), { signal });
+    navigator.mediaDevices?.addEventListener?.("devicechange", () => this.#devicesChanged(), { signal });
   }
 
   // ---- start and end
@@ -193,19 +192,19 @@ class VoicePage {
   /** Opens microphone (unless `withMic` is false) and connection. A click must be the cause: browsers ask for one. */
   async start({ withMic = true } = {}) {
     const { live } = this;
-    if (live.starting || (live.started && this.mic?.open) || this.startup.state === "failed") return;
+    if (live.started && (this.mic?.open || !withMic)) return;
+    if ((live.starting && withMic) || this.startup.state === "failed") return;
     live.starting = true;
     const attempt = (this.attempt = (this.attempt ?? 0) + 1);
+    this.mic?.stop(); // who types while the browser asks for the microphone waits for it no longer
     this.notice.hide();
     this.#render();
+    const asking = withMic && setTimeout(() => this.#asking(), ASKING_MS);
     try {
       await this.sound.open();
       if (withMic) await this.sound.openMic();
-      if (attempt !== this.attempt) {
-        // ended while the browser asked for permission: a microphone that nobody wants any more is closed again
-        this.mic?.stop();
-        return;
-      }
+      if (attempt !== this.attempt) return; // ended, or typed, meanwhile
+      this.notice.hide("asking");
       live.started = true;
       this.levels.start(this.player.analyser);
       if (this.socket.state === "idle" || this.socket.state === "taken" || this.socket.state === "refused") {
@@ -213,9 +212,10 @@ class VoicePage {
       }
       this.#keepAwake();
     } catch (error) {
-      this.notice.show(error instanceof MicError ? error.kind : "broken");
+      if (attempt === this.attempt) this.notice.show(error instanceof MicError ? error.kind : "broken");
     } finally {
-      live.starting = false;
+      clearTimeout(asking);
+      if (attempt === this.attempt) live.starting = false;
       this.#render();
     }
   }
@@ -231,7 +231,7 @@ class VoicePage {
     this.socket.close();
     this.levels.stop();
     this.notice.hide();
-    Object.assign(live, { started: false, user: "silent", agent: "idle", holding: false, muted: false });
+    Object.assign(live, { started: false, starting: false, user: "silent", agent: "idle", holding: false, muted: false });
     this.pendingTexts = [];
     this.#keepAwake();
     this.#startLabel();
@@ -257,9 +257,31 @@ class VoicePage {
     }
   }
 
-  #audioState(runs) {
-    if (runs) this.notice.hide("audio");
+  #audioState() {
+    if (this.sound.runs) this.notice.hide("audio");
     else if (this.live.started) this.notice.show("audio");
+    this.#render();
+  }
+
+  // ---- the microphone comes and goes
+
+  #asking() {
+    this.notice.show("asking");
+    this.#render();
+  }
+
+  async #microphoneLost() {
+    this.#render();
+    const denied = await microphoneDenied();
+    if (this.mic.open) return;
+    this.notice.show(denied ? "denied" : "lost");
+    this.#render();
+  }
+
+  /** A device that was pulled out and is back is used again; another one only if the user says so. */
+  async #devicesChanged() {
+    this.controls.refreshDevices();
+    if (this.notice.kind === "lost" && (await isThere(this.mic.device))) this.start();
   }
 
   // ---- connection and session
@@ -268,7 +290,7 @@ class VoicePage {
     const { live } = this;
     if (status.state === "open") {
       this.notice.hide("unreachable", "server_busy", "taken", "refused");
-      this.opened = status;
+      if (!this.sound.runs) this.notice.show("audio");
     } else if (status.state === "waiting" && (status.wasOpen || status.attempt > 1)) {
       this.notice.show("unreachable", status);
     } else if (status.state === "busy") {
@@ -489,7 +511,8 @@ class VoicePage {
       mic: Boolean(this.mic?.open),
       mode: this.settings.mode,
       startWords: this.startWords,
-      noticed: this.notice.kind !== null,
+      notice: this.notice.kind,
+      sound: Boolean(this.sound?.runs),
       chatEmpty: this.chat.empty,
       recordingEmpty: this.recording.empty,
     });
