@@ -355,6 +355,35 @@ def test_a_full_house_counts_down_and_lets_the_page_in(widget: VoicePage, script
     expect(alert).to_be_hidden()
 
 
+def test_a_server_that_loads_again_is_not_called_full(widget: VoicePage, scripted: Running) -> None:
+    scripted.server.busy_retry_s, scripted.server.busy_code = 1, "engine_not_ready"
+    widget.button("Start").click()
+    expect(widget.page.get_by_role("alert")).to_contain_text("The server is starting")
+    widget.type("How big is the sun?")
+    expect(widget.page.locator(".divider")).to_contain_text("Your message waits here")
+    scripted.server.busy_retry_s = None
+    expect(widget.page.locator(".message.user .words")).to_have_text("How big is the sun?")
+    expect(widget.page.get_by_role("alert")).to_be_hidden()
+
+
+def test_a_text_that_went_into_a_dead_connection_is_said_in_the_next_one(widget: VoicePage, scripted: Running) -> None:
+    widget.button("Start").click()
+    widget.wait_for_state("listening")
+    widget.page.evaluate(
+        """() => {
+          const { socket } = document.querySelector(".voicepod-host").voicepod.socket;
+          socket.send = (data) => { window.lastWords = data; };
+        }"""
+    )
+    widget.type("How big is the sun?")
+    widget.page.wait_for_function("String(window.lastWords).includes('voicepod.ping')")
+    widget.inside("voice.socket.socket.onclose({ code: 1006 })")
+    expect(widget.page.locator(".message.user .words")).to_have_text("How big is the sun?")
+    expect(widget.page.locator(".message.assistant")).to_have_count(1)
+    assert len(events(scripted, "response.create")) == 1
+    assert len(scripted.server.talks) == 1
+
+
 def test_a_conversation_that_went_on_in_another_tab_is_not_fought_over(widget: VoicePage, scripted: Running) -> None:
     widget.button("Start").click()
     widget.wait_for_state("listening")
@@ -362,6 +391,7 @@ def test_a_conversation_that_went_on_in_another_tab_is_not_fought_over(widget: V
     expect(widget.page.get_by_role("alert")).to_contain_text("went on in another tab")
     widget.wait_for_state("idle")
     widget.wait_inside("voice.mic.open === false")
+    expect(widget.button("Continue")).to_be_hidden()
     widget.button("Start here").click()
     widget.wait_for_state("listening")
     assert len(scripted.server.talks) == 2

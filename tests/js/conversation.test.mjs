@@ -240,6 +240,7 @@ test("the state in words", () => {
   assert.equal(key({ mic: false }), "typing");
   assert.equal(key({ connection: "waiting" }), "reconnecting");
   assert.equal(key({ connection: "busy" }), "busy");
+  assert.equal(key({ connection: "loading" }), "busy");
   assert.equal(key({ connection: "waiting", sound: false }), "reconnecting");
   assert.equal(key({ sound: false }), "paused");
 });

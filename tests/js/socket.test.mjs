@@ -128,6 +128,14 @@ test("a busy server is asked again after the time it names", async () => {
   assert.equal(w.sockets.length, 2);
 });
 
+test("a server that gets its models ready is not called a full one", async () => {
+  const w = world();
+  await w.connect();
+  w.latest().onmessage({ data: JSON.stringify({ type: "error", error: { code: "engine_not_ready" } }) });
+  w.latest().onclose({ code: 1013 });
+  assert.deepEqual(w.statuses.at(-1), { state: "loading", retryInMs: 3000 });
+});
+
 test("another tab that took the conversation is not fought", async () => {
   const w = world();
   await w.connect();
@@ -143,8 +151,37 @@ test("a connection that says nothing is given up and made anew", async () => {
   const w = world();
   await w.connect();
   w.created();
-  await w.tick(40_000);
-  assert.ok(w.sockets.length > 1);
+  await w.tick(11_600);
+  assert.equal(w.state(), "waiting");
+});
+
+test("after a change of the network a connection that does not answer is given up within seconds", async () => {
+  const w = world();
+  await w.connect();
+  w.created();
+  await w.tick(2000);
+  w.latest().onmessage({ data: '{"type":"voicepod.pong","t":0}' });
+  w.socket.doubt();
+  await w.tick(3000);
+  w.socket.doubt(); // the second sign of the same change asks for no more patience
+  await w.tick(1100);
+  assert.equal(w.state(), "waiting");
+});
+
+test("a connection that answers stays, however late the browser calls the timers of a hidden tab", async () => {
+  const w = world();
+  await w.connect();
+  w.created();
+  for (let n = 0; n < 3; n += 1) {
+    w.clock += 60_000; // timers are called once a minute
+    await w.tick(1);
+    w.latest().onmessage({ data: '{"type":"voicepod.pong","t":0}' });
+    w.socket.doubt();
+    w.clock += 100;
+    w.latest().onmessage({ data: '{"type":"voicepod.pong","t":0}' });
+  }
+  assert.equal(w.state(), "open");
+  assert.equal(w.sockets.length, 1);
 });
 
 test("a server that accepts and never speaks does not hold the page", async () => {

@@ -50,6 +50,7 @@ class Talk:
         self.items: list[dict[str, Any]] = []
         self.session = self._defaults()
         self.socket: WebSocket | None = None
+        self.agent = "idle"
         self.turn = 0
         self.audio: np.ndarray = np.zeros(0, np.int16)
         self.sent = 0
@@ -101,6 +102,7 @@ class Talk:
                 await self.socket.send_json({"type": event_type, "event_id": secrets.token_hex(4), **fields})
 
     async def state(self, agent: str) -> None:
+        self.agent = agent
         await self.send("voicepod.state", user="speaking" if self.user_speaking else "silent", agent=agent)
 
     # ---- what comes in
@@ -118,7 +120,7 @@ class Talk:
         elif kind == "response.cancel":
             await self.stop_reply()
         elif kind == "conversation.item.create":
-            await self.add_item("user", event["item"]["content"][0]["text"])
+            await self.add_item("user", event["item"]["content"][0]["text"], event["item"].get("id"))
         elif kind == "input_audio_buffer.commit":
             await self.add_spoken(self.server.heard_text)
         elif kind == "response.create":
@@ -155,13 +157,14 @@ class Talk:
 
     # ---- what goes out
 
-    async def add_item(self, role: str, text: str) -> str:
+    async def add_item(self, role: str, text: str, item_id: str | None = None) -> str:
         part = {"type": "input_text", "text": text} if role == "user" else {"type": "output_audio", "transcript": text}
-        item = {"id": f"item_{secrets.token_hex(4)}", "type": "message", "role": role, "status": "completed"}
+        item_id = item_id or f"item_{secrets.token_hex(4)}"
+        item = {"id": item_id, "type": "message", "role": role, "status": "completed"}
         self.items.append({**item, "content": [part]})
         await self.send("conversation.item.added", item=self.items[-1], previous_item_id=None)
         await self.send("conversation.item.done", item=self.items[-1], previous_item_id=None)
-        return str(item["id"])
+        return item_id
 
     async def add_spoken(self, text: str) -> None:
         item_id = f"item_{secrets.token_hex(4)}"
@@ -290,6 +293,7 @@ class ScriptedServer:
         self.sentence_s = SENTENCE_S
         self.think_s = 0.2
         self.busy_retry_s: float | None = None
+        self.busy_code = "server_busy"
         self.startup: dict[str, Any] = {"state": "ready", "engines": []}
         self.n_refused = 0
         self.voices.reset()
@@ -348,7 +352,7 @@ class ScriptedServer:
         if self.busy_retry_s is not None:
             error = {
                 "type": "server_error",
-                "code": "server_busy",
+                "code": self.busy_code,
                 "message": "busy",
                 "retry_after_s": self.busy_retry_s,
             }
@@ -373,6 +377,8 @@ class ScriptedServer:
         for item in talk.items if resumed else []:
             await talk.send("conversation.item.added", item=item, previous_item_id=None)
             await talk.send("conversation.item.done", item=item, previous_item_id=None)
+        if resumed:
+            await talk.state(talk.agent)
         try:
             while True:
                 message = await socket.receive()

@@ -88,6 +88,8 @@ export class HttpTalk {
 
   retryNow() {} // each question connects anew
 
+  doubt() {}
+
   send(event) {
     if (!this.open) return false;
     switch (event.type) {
@@ -98,7 +100,7 @@ export class HttpTalk {
         this.frames = [];
         break;
       case "conversation.item.create":
-        this.typed = event.item.content[0].text;
+        this.typed = event.item;
         break;
       case "conversation.item.delete":
         this.talk = null; // the page forgets all of it or nothing: the next question begins a new talk
@@ -156,12 +158,13 @@ export class HttpTalk {
   async #ask() {
     this.answering?.abort();
     const abort = (this.answering = new AbortController());
-    const question = this.typed ?? wavFile(joined(this.frames), 1, MIC_RATE);
-    const isTyped = this.typed !== null;
+    const { typed } = this;
+    const isTyped = typed !== null;
+    const question = isTyped ? typed.content[0].text : wavFile(joined(this.frames), 1, MIC_RATE);
     this.typed = null;
     this.frames = [];
     const turn = { number: (this.turn += 1), samples: 0, played: 0, isDone: false, beganAt: performance.now(), firstAt: null };
-    turn.user = `http_user_${turn.number}`;
+    turn.user = typed?.id ?? `http_user_${turn.number}`;
     turn.reply = `http_reply_${turn.number}`;
     turn.isHeard = isTyped;
     this.current = turn;

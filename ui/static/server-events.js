@@ -1,7 +1,13 @@
 // What the server says in a talk, given to the parts of the page that show it.
 
 // Answers to what the page did on purpose, and what its notices say better.
-const QUIET_ERRORS = new Set(["session_not_found", "response_cancel_not_active", "input_audio_buffer_commit_empty", "server_busy"]);
+const QUIET_ERRORS = new Set([
+  "session_not_found",
+  "response_cancel_not_active",
+  "input_audio_buffer_commit_empty",
+  "server_busy",
+  "engine_not_ready",
+]);
 
 export class ServerEvents {
   /**

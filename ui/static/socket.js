@@ -5,7 +5,7 @@ const FIRST_DELAY_MS = 250;
 const MAX_DELAY_MS = 8000;
 const PING_MS = 10_000;
 const PING_SOON_MS = 1500;
-const SILENT_MS = 25_000; // nothing at all from the server for this long: the connection is dead
+const DOUBT_MS = 4000; // an answer to a ping takes no longer where there is reason to doubt; elsewhere until the next is due
 const HELD_MS = 5000;
 const OPEN_TIMEOUT_MS = 10_000;
 const OPEN = 1; // WebSocket.OPEN
@@ -43,7 +43,7 @@ const browser = {
 export class RealtimeSocket {
   /**
    * newToken() gives a promise of a one-time token. Callbacks: onStatus({state, ...}) with state idle, connecting, open,
-   * waiting (retryInMs, attempt), busy (retryInMs), taken, refused (message); onEvent(event); onAudio({turn, first, pcm});
+   * waiting (retryInMs, attempt), busy and loading (retryInMs), taken, refused (message); onEvent(event); onAudio({turn, first, pcm});
    * onRoundTrip(ms); received() gives {turn, next} for the resume event.
    */
   constructor({ url, newToken, onStatus, onEvent, onAudio, onRoundTrip, received, env = browser }) {
@@ -85,6 +85,11 @@ export class RealtimeSocket {
     if (!this.wanted || this.open || this.state === "connecting") return;
     this.attempt = 0;
     this.#open();
+  }
+
+  /** The network or the machine has changed: a connection that does not answer within seconds is given up. */
+  doubt() {
+    if (this.open && !this.inDoubt) this.#ping(DOUBT_MS);
   }
 
   send(event) {
@@ -185,15 +190,16 @@ export class RealtimeSocket {
     this.#ping();
   }
 
-  #ping() {
-    if (this.env.now() - this.heardAt > SILENT_MS) {
-      this.#lost(1006);
-      return;
-    }
-    this.send({ type: "voicepod.ping", t: this.env.now() });
+  #ping(patienceMs = PING_MS) {
+    this.env.clearTimeout(this.pingTimer);
+    this.inDoubt = patienceMs === DOUBT_MS;
+    const askedAt = this.env.now();
+    this.send({ type: "voicepod.ping", t: askedAt });
     // The first one shares the wire with the whole start; a second soon after gives a fair figure.
-    const soon = this.env.now() - this.openedAt < PING_SOON_MS;
-    this.pingTimer = this.env.setTimeout(() => this.#ping(), soon ? PING_SOON_MS : PING_MS);
+    const soon = askedAt - this.openedAt < PING_SOON_MS;
+    // Silence counts from the question on: in a hidden tab the browser calls timers once a minute.
+    const next = () => (soon || this.heardAt > askedAt ? this.#ping() : this.#lost(1006));
+    this.pingTimer = this.env.setTimeout(next, soon ? PING_SOON_MS : patienceMs);
   }
 
   #lost(code) {
@@ -202,8 +208,9 @@ export class RealtimeSocket {
     if (!this.wanted) return;
     const action = afterClose(code);
     if (action === "busy") {
-      const retryInMs = Math.max(1, this.lastError?.retry_after_s ?? 10) * 1000;
-      this.#wait({ state: "busy", retryInMs });
+      const loads = this.lastError?.code === "engine_not_ready";
+      const retryInMs = Math.max(1, this.lastError?.retry_after_s ?? (loads ? 3 : 10)) * 1000;
+      this.#wait({ state: loads ? "loading" : "busy", retryInMs });
       return;
     }
     if (action !== "retry") {

@@ -8,6 +8,7 @@ export function describeState({ server, connection, started, sound, user, agent,
   if (connection === "asking") return ["connecting", "Waiting for the microphone…"];
   if (connection === "connecting") return ["connecting", "Connecting…"];
   if (connection === "waiting") return ["reconnecting", "Connection lost, reconnecting…"];
+  if (connection === "loading") return ["busy", "Waiting for the server to start…"];
   if (connection === "busy") return ["busy", "Waiting for a free seat…"];
   if (connection !== "open") return ["error", "Not connected"];
   if (!sound) return ["paused", "Sound is paused"];
@@ -65,6 +66,11 @@ export const NOTICES = {
   server_busy: {
     title: "All seats are taken",
     text: "Other people are talking at the moment. Your place is asked for again by itself.",
+    actions: [["retry-now", "Try now"], ["give-up", "Stop waiting"]],
+  },
+  server_loading: {
+    title: "The server is starting",
+    text: "It is getting its models ready, which takes a moment. The talk goes on by itself.",
     actions: [["retry-now", "Try now"], ["give-up", "Stop waiting"]],
   },
   unreachable: {

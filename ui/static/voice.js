@@ -21,10 +21,12 @@ import { Startup } from "./startup.js";
 import { loadResume, loadSettings, saveResume } from "./store.js";
 import { Tabs } from "./tabs.js";
 import { Transcript } from "./transcript.js";
+import { Typed } from "./typed.js";
 import { Uplink } from "./uplink.js";
 import { buildView } from "./view.js";
 import { VoicesTab } from "./voices-tab.js";
 
+const WAITING = new Set(["unreachable", "server_busy", "server_loading"]); // notices of a talk that goes on by itself
 const ASKING_MS = 1500; // a device that may be used is open by then: the browser asks, or another program holds it
 
 let current = null;
@@ -52,7 +54,6 @@ class VoicePage {
     this.recording = new Recording();
     this.ducker = new Ducker();
     this.live = { user: "silent", agent: "idle", started: false, starting: false, muted: false, holding: false };
-    this.pendingTexts = [];
   }
 
   get player() {
@@ -116,12 +117,14 @@ class VoicePage {
       onStatus: (status) => this.#connection(status),
       onEvent: (event) => {
         this.events.take(event);
+        this.typed.take(event);
         this.#render();
       },
       onAudio: ({ turn, first, pcm }) => this.player?.play(turn, first, pcm),
       onRoundTrip: (ms) => this.roundTrips.add(ms),
       received: () => this.player?.received ?? { turn: 0, next: 0 },
     });
+    this.typed = new Typed({ socket: this.socket, say: (typed) => this.#say(typed) });
     this.uplink = new Uplink({
       socket: this.socket,
       settings: this.settings,
@@ -180,9 +183,15 @@ class VoicePage {
       onHold: () => this.#hold(),
       onRelease: () => this.uplink.release(),
     });
-    window.addEventListener("online", () => this.socket.retryNow(), { signal });
+    const changed = () => {
+      this.socket.retryNow();
+      this.socket.doubt();
+    };
+    for (const name of ["online", "offline"]) window.addEventListener(name, changed, { signal });
+    navigator.connection?.addEventListener?.("change", changed, { signal });
+    document.addEventListener("resume", changed, { signal });
     window.addEventListener("pagehide", () => this.#remember(), { signal });
-    document.addEventListener("visibilitychange", () => this.#keepAwake(), { signal });
+    document.addEventListener("visibilitychange", () => this.#shown(), { signal });
     document.addEventListener("pointerdown", () => this.sound.resume(), { signal, capture: true });
     navigator.mediaDevices?.addEventListener?.("devicechange", () => this.#devicesChanged(), { signal });
   }
@@ -232,7 +241,7 @@ class VoicePage {
     this.levels.stop();
     this.notice.hide();
     Object.assign(live, { started: false, starting: false, user: "silent", agent: "idle", holding: false, muted: false });
-    this.pendingTexts = [];
+    this.typed.clear();
     this.#keepAwake();
     this.#startLabel();
     this.#render();
@@ -255,6 +264,12 @@ class VoicePage {
     } else if (document.visibilityState === "visible" && navigator.wakeLock) {
       this.wakeLock = await navigator.wakeLock.request("screen").catch(() => null);
     }
+  }
+
+  /** Hidden or seen again: a machine that has slept wakes into this. */
+  #shown() {
+    this.#keepAwake();
+    if (document.visibilityState === "visible") this.socket.doubt();
   }
 
   #audioState() {
@@ -289,16 +304,16 @@ class VoicePage {
   #connection(status) {
     const { live } = this;
     if (status.state === "open") {
-      this.notice.hide("unreachable", "server_busy", "taken", "refused");
+      this.notice.hide(...WAITING, "taken", "refused");
       if (!this.sound.runs) this.notice.show("audio");
     } else if (status.state === "waiting" && (status.wasOpen || status.attempt > 1)) {
       this.notice.show("unreachable", status);
-    } else if (status.state === "busy") {
-      this.notice.show("server_busy", status);
+    } else if (status.state === "busy" || status.state === "loading") {
+      this.notice.show(`server_${status.state}`, status);
     } else if (status.state === "taken" || status.state === "refused") {
       const { message = "" } = status;
-      this.#stopped();
       if (status.state === "taken") saveResume(null);
+      this.#stopped();
       this.notice.show(status.state, { message });
     } else if (status.state === "idle" && live.started) {
       this.#stopped();
@@ -338,9 +353,6 @@ class VoicePage {
     this.#update({ audio: { input: { format: { type: "audio/pcm", rate: MIC_RATE } } } });
     this.#update(preferences(this.settings, this.controls, this.baseInstructions));
     this.onSession(session.id);
-    const texts = this.pendingTexts;
-    this.pendingTexts = [];
-    for (const text of texts) this.#say(text);
   }
 
   #update(session) {
@@ -433,25 +445,24 @@ class VoicePage {
   sendText(text) {
     const words = text.trim();
     if (!words) return;
-    if (this.socket.open) {
-      this.#say(words);
-      return;
-    }
-    this.pendingTexts.push(words);
+    this.typed.add(words);
+    if (WAITING.has(this.notice.kind)) this.#line("Your message waits here, and is sent as soon as the talk goes on.");
     this.start({ withMic: false });
   }
 
-  async #say(text) {
+  async #say({ id, text }) {
     this.sound.resume();
     await this.interrupt();
-    const content = [{ type: "input_text", text }];
-    this.socket.send({ type: "conversation.item.create", item: { type: "message", role: "user", content } });
+    const item = { id, type: "message", role: "user", content: [{ type: "input_text", text }] };
+    this.socket.send({ type: "conversation.item.create", event_id: id, item });
     this.socket.send({ type: "response.create" });
+    this.socket.doubt();
   }
 
   async #newConversation() {
     await this.interrupt();
     for (const { id } of this.transcript.messages) this.socket.send({ type: "conversation.item.delete", item_id: id });
+    this.typed.clear();
     if (!this.socket.open) {
       this.socket.resumeToken = null;
       saveResume(null);
