@@ -187,7 +187,9 @@ class _Connection:
         """Greet, then receive and send until one of the two ends. True: the client said goodbye."""
         writer, session, taken_over = seat.writer, seat.session, seat.taken_over
         writer.extended = self._extended
-        await self._send(writer.created(resumed=resumed, resume_token=seat.token))
+        await self._send(
+            writer.created(resumed=resumed, resume_token=seat.token, received_samples=seat.received_samples)
+        )
         self._is_greeted = True
         if _asks_for_beta(self._websocket):
             told = InvalidInput(
@@ -259,6 +261,7 @@ class _Connection:
             if message["type"] == "websocket.disconnect":
                 return message.get("code") in CLOSED_BY_PEER
             if message.get("bytes") is not None:
+                seat.received_samples += len(message["bytes"]) // 2
                 await reader.audio(message["bytes"])
             elif may_resume and (event := _resume_event(message)) is not None:
                 if not self._go_on(seat, event, message):

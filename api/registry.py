@@ -38,6 +38,7 @@ class Seat:
     gave_up_seat: bool = False  # the client said goodbye
     is_over: bool = False  # the session ended by itself
     n_underruns: int = 0  # the page's count, which outlives its sockets
+    received_samples: int = 0  # of binary frames, over all sockets
 
 
 class Registry:

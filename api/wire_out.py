@@ -55,10 +55,14 @@ class Writer:
         """One message with its event id."""
         return json.dumps({"event_id": f"event_{next(self._n_events)}", **message})
 
-    def created(self, *, resumed: bool, resume_token: str) -> str:
+    def created(self, *, resumed: bool, resume_token: str, received_samples: int) -> str:
         """The first message of a connection. The token is told here only, never with `session.updated`."""
         session = self._session_json()
-        session["voicepod"] |= {"resumed": resumed, "resume_token": resume_token}
+        session["voicepod"] |= {
+            "resumed": resumed,
+            "resume_token": resume_token,
+            "received_samples": received_samples,
+        }
         return self.text({"type": "session.created", "session": session})
 
     def history(self) -> Iterator[str]:

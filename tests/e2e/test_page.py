@@ -372,15 +372,40 @@ def test_a_text_that_went_into_a_dead_connection_is_said_in_the_next_one(widget:
     widget.page.evaluate(
         """() => {
           const { socket } = document.querySelector(".voicepod-host").voicepod.socket;
-          socket.send = (data) => { window.lastWords = data; };
+          window.swallowed = [];
+          socket.send = (data) => { if (typeof data === "string") window.swallowed.push(JSON.parse(data).type); };
         }"""
     )
     widget.type("How big is the sun?")
-    widget.page.wait_for_function("String(window.lastWords).includes('voicepod.ping')")
+    widget.page.wait_for_function("window.swallowed.includes('response.create')")
     widget.inside("voice.socket.socket.onclose({ code: 1006 })")
     expect(widget.page.locator(".message.user .words")).to_have_text("How big is the sun?")
     expect(widget.page.locator(".message.assistant")).to_have_count(1)
     assert len(events(scripted, "response.create")) == 1
+    assert len(scripted.server.talks) == 1
+
+
+def test_what_is_said_into_a_dead_connection_reaches_the_server_with_the_next_one(
+    widget: VoicePage, scripted: Running
+) -> None:
+    widget.button("Start").click()
+    widget.wait_for_state("listening")
+    wait_until(widget, lambda: scripted.server.talk.n_mic_samples > 0)
+    widget.page.evaluate(
+        """() => {
+          window.swallowed = 0;
+          const { socket } = document.querySelector(".voicepod-host").voicepod.socket;
+          socket.send = (data) => { window.swallowed += data.length ?? 0; };
+        }"""
+    )
+    widget.page.wait_for_function("window.swallowed > 8000")
+    widget.inside("voice.socket.socket.onclose({ code: 1006 })")
+    widget.wait_for_state("reconnecting", "connecting")
+    widget.wait_for_state("listening")
+    widget.button("Mute").click()
+    wait_until(widget, lambda: scripted.server.talk.n_mic_samples == widget.inside("voice.uplink.position"))
+    said = widget.inside("voice.recording.tracks.user.reduce((sum, { pcm }) => sum + pcm.length, 0)")
+    assert said == scripted.server.talk.n_mic_samples
     assert len(scripted.server.talks) == 1
 
 

@@ -160,6 +160,7 @@ async def test_a_lost_socket_is_resumed_with_history_and_the_lost_audio(live: Li
         await client.send("voicepod.resume", token=token, turn=1, sample=heard)
         created = await client.until("session.created", n=2)
         assert created["session"]["voicepod"]["resumed"] is True
+        assert created["session"]["voicepod"]["received_samples"] == (0.6 + 0.8) * 24000
         assert created["session"]["id"] != client.all("session.created")[0]["session"]["id"]
         await client.until("conversation.item.added", n=2)
         shown = [event["item"]["content"][0] for event in client.all("conversation.item.added")]

@@ -1,14 +1,14 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { PREROLL_FRAMES, Uplink } from "../../ui/static/uplink.js";
+import { KEPT, PREROLL_FRAMES, Uplink } from "../../ui/static/uplink.js";
 
 function setUp({ mode, open = true } = {}) {
   const sent = [];
   const socket = {
     open,
     sendAudio: (pcm) => sent.push(pcm[0]) > 0,
-    send: ({ type }) => sent.push(type.split(".").pop()),
+    send: ({ type }) => socket.open && sent.push(type.split(".").pop()) > 0,
   };
   const live = { muted: false, holding: false };
   const kept = [];
@@ -37,6 +37,51 @@ test("hands-free everything is sent, but nothing while muted or without a connec
   say(4);
   assert.deepEqual(sent, [1, 2]);
   assert.deepEqual(kept, [1, 2]);
+});
+
+test("what a dead connection swallowed and what was said without one goes with the next, once and in order", () => {
+  const { uplink, say, sent, kept, socket } = setUp({ mode: "hands-free" });
+  say(1, 2, 3, 4);
+  socket.open = false;
+  say(5, 6);
+  socket.open = true;
+  uplink.goOn(2); // one sample a frame: the server has the first two
+  say(7);
+  assert.deepEqual(sent, [1, 2, 3, 4, 3, 4, 5, 6, 7]);
+  assert.deepEqual(kept, [1, 2, 3, 4, 5, 6, 7]);
+  uplink.goOn(7); // it has everything: the count went on where it had stood
+  assert.deepEqual(sent.slice(9), []);
+});
+
+test("another talk, or one that was long away, is not told what was said before", () => {
+  const { uplink, say, sent, socket } = setUp({ mode: "hands-free" });
+  socket.open = false;
+  say(1, 2);
+  socket.open = true;
+  uplink.goOn(null);
+  assert.deepEqual(sent, []);
+  socket.open = false;
+  say(...Array.from({ length: KEPT + 10 }, (_, n) => n));
+  socket.open = true;
+  uplink.goOn(0);
+  assert.equal(sent.length, KEPT);
+  assert.equal(sent[0], 10);
+});
+
+test("a question that was ended while there was no connection is asked with the next one", async () => {
+  const { uplink, say, sent, socket, wait, over } = setUp({ mode: "hold" });
+  uplink.hold();
+  say(1);
+  socket.open = false;
+  say(2);
+  wait(300);
+  uplink.release();
+  await over;
+  socket.open = true;
+  uplink.goOn(0);
+  assert.deepEqual(sent, [1, 1, 2, "commit", "create"]);
+  uplink.goOn(2); // whoever has all of the sound has what came behind it
+  assert.deepEqual(sent.slice(5), []);
 });
 
 test("the button sends what was said just before it, what is said while it is held, and asks for an answer", async () => {

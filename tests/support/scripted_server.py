@@ -370,7 +370,7 @@ class ScriptedServer:
             with contextlib.suppress(RuntimeError):
                 await talk.socket.close(4409)
         resumed = talk.socket is not None or bool(talk.received)
-        talk.session["voicepod"]["resumed"] = resumed
+        talk.session["voicepod"] |= {"resumed": resumed, "received_samples": talk.n_mic_samples}
         talk.paused = resumed
         talk.socket = socket
         await talk.send("session.created", session=talk.session)

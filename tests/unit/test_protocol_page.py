@@ -162,7 +162,7 @@ def _written() -> list[Json]:
     ]
     writer = Writer(session, lambda: FACTS)
     writer.extended = True
-    written.append(writer.created(resumed=False, resume_token="kJx0"))
+    written.append(writer.created(resumed=False, resume_token="kJx0", received_samples=0))
     talk.conversation.add(reply)
     for event in happened:
         written += writer.of_event(event)

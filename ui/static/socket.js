@@ -57,6 +57,7 @@ export class RealtimeSocket {
     this.lostAt = null;
     this.lastError = null;
     this.droppedFrames = 0;
+    this.lateBytes = 0;
     this.state = "idle";
   }
 
@@ -98,10 +99,16 @@ export class RealtimeSocket {
     return true;
   }
 
-  /** Sends one frame of PCM16; when the network cannot keep up it is dropped: late speech is worth nothing. */
-  sendAudio(pcm) {
+  /**
+   * Sends one frame of PCM16. When the network cannot keep up it is dropped, for a talk cannot wait for it; but `late` ones,
+   * which a lost connection held up, and what comes behind them have their time.
+   */
+  sendAudio(pcm, { late = false } = {}) {
     if (!this.open) return false;
-    if (this.socket.bufferedAmount > MAX_BUFFERED_BYTES) {
+    const { bufferedAmount } = this.socket;
+    if (late) this.lateBytes += pcm.byteLength;
+    else if (bufferedAmount <= MAX_BUFFERED_BYTES) this.lateBytes = 0;
+    if (bufferedAmount > MAX_BUFFERED_BYTES + this.lateBytes) {
       this.droppedFrames += 1;
       return false;
     }

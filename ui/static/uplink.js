@@ -1,8 +1,10 @@
-// What of the microphone goes to the server: all of it hands-free, else what is said while the talk button is held.
+// What of the microphone goes to the server: all of it hands-free, else what is said while the talk button is held. The
+// newest of it is kept: what a lost connection swallowed, or was said while there was none, goes with the next one.
 
 export const PREROLL_FRAMES = 15; // 300 ms before the talk button went down
 const RELEASE_TAIL_MS = 120; // the last sound is still on its way through the microphone
 const SHORTEST_HOLD_MS = 250;
+export const KEPT = 750; // 15 s: longer ago is another talk
 
 export class Uplink {
   /**
@@ -13,13 +15,16 @@ export class Uplink {
     Object.assign(this, { socket, settings, live, onSent, onChange, now });
     this.preroll = [];
     this.releasing = false;
+    this.kept = []; // {first, frame} or {first, event, sent}: `first` counts the samples of this talk before it
+    this.position = 0;
   }
 
   /** Takes the newest 20 ms: {pcm, at}. */
   take(frame) {
     const { live, preroll } = this;
-    if (live.muted || !this.socket.open) return;
+    if (live.muted) return;
     if (this.settings.mode === "hold" && !live.holding) {
+      if (!this.socket.open) return;
       preroll.push(frame);
       if (preroll.length > PREROLL_FRAMES) preroll.shift();
       return;
@@ -27,8 +32,35 @@ export class Uplink {
     this.#send(frame);
   }
 
-  #send(frame) {
-    if (this.socket.sendAudio(frame.pcm)) this.onSent(frame);
+  #send(frame, late = false) {
+    if (this.socket.open) {
+      if (!this.socket.sendAudio(frame.pcm, { late })) return;
+      if (!frame.sent) this.onSent(frame);
+      frame.sent = true;
+    }
+    this.#keep({ first: this.position, frame });
+    this.position += frame.pcm.length;
+  }
+
+  #tell(event) {
+    this.#keep({ first: this.position, event, sent: this.socket.send(event) });
+  }
+
+  #keep(entry) {
+    this.kept.push(entry);
+    if (this.kept.length > KEPT) this.kept.shift();
+  }
+
+  /** The server has `received` so many samples of this talk: what it lacks is sent again. Null: it is another talk. */
+  goOn(received) {
+    const lacks = ({ first, frame, sent }) => (frame ? first + frame.pcm.length > received : !sent || first > received);
+    const lost = received === null ? [] : this.kept.filter(lacks);
+    this.kept = [];
+    this.position = received ?? 0;
+    for (const { frame, event } of lost) {
+      if (frame) this.#send(frame, true);
+      else this.#tell(event);
+    }
   }
 
   /** The button is down: what was said just before belongs to it. */
@@ -41,17 +73,17 @@ export class Uplink {
 
   /** The button is up: the server answers, unless it was only touched. */
   release() {
-    const { live, socket } = this;
+    const { live } = this;
     if (!live.holding || this.releasing) return;
     this.releasing = true;
     const long = this.now() - this.heldAt >= SHORTEST_HOLD_MS;
     setTimeout(() => {
       live.holding = this.releasing = false;
       if (long) {
-        socket.send({ type: "input_audio_buffer.commit" });
-        socket.send({ type: "response.create" });
+        this.#tell({ type: "input_audio_buffer.commit" });
+        this.#tell({ type: "response.create" });
       } else {
-        socket.send({ type: "input_audio_buffer.clear" });
+        this.#tell({ type: "input_audio_buffer.clear" });
       }
       this.onChange();
     }, RELEASE_TAIL_MS);

@@ -318,13 +318,13 @@ class VoicePage {
     } else if (status.state === "idle" && live.started) {
       this.#stopped();
     }
-    if (status.state !== "open") Object.assign(live, { user: "silent", agent: "idle", holding: false });
+    if (status.state !== "open") Object.assign(live, { user: "silent", agent: "idle" });
     this.#render();
   }
 
   /** The server ended it: microphone off, sound off. */
   #stopped() {
-    this.live.started = false;
+    Object.assign(this.live, { started: false, holding: false });
     this.sound.stop();
     this.player?.flush(this.player.received.turn);
     this.#keepAwake();
@@ -352,6 +352,7 @@ class VoicePage {
     // The rate goes alone, so that no refused preference can leave the server with another idea of the audio.
     this.#update({ audio: { input: { format: { type: "audio/pcm", rate: MIC_RATE } } } });
     this.#update(preferences(this.settings, this.controls, this.baseInstructions));
+    this.uplink.goOn(extra.resumed ? (extra.received_samples ?? null) : null);
     this.onSession(session.id);
   }
 
