@@ -509,6 +509,46 @@ def test_a_new_conversation_starts_empty(widget: VoicePage, scripted: Running) -
     expect(widget.page.locator("#welcome")).to_be_visible()
 
 
+def test_words_stand_in_the_direction_of_their_script_and_the_empty_page_says_how_to_begin(
+    widget: VoicePage, scripted: Running
+) -> None:
+    scripted.server.reply, scripted.server.sentence_s = ("שלום, מה שלומך?",), SHORT_S
+    welcome = widget.page.locator("#welcome p")
+    expect(welcome).to_have_text("Press Start and speak, or try one of these:")
+    widget.inside("void voice.start({ withMic: false })")
+    widget.wait_for_state("typing")
+    expect(welcome).to_have_text("Type a message, or try one of these:")
+    widget.type("Hello")
+    expect(widget.page.locator(".message.assistant .words")).to_have_text("שלום, מה שלומך?")
+    direction = "[...voice.root.querySelectorAll('.words')].map((words) => getComputedStyle(words).direction)"
+    assert widget.inside(direction) == ["ltr", "rtl"]
+
+
+def test_chosen_and_pressed_is_seen_where_the_system_forces_its_colours(widget: VoicePage) -> None:
+    widget.open_settings()
+    widget.page.emulate_media(forced_colors="active")
+    colour = "getComputedStyle(voice.root.querySelector('{}')).backgroundColor"
+    differ = [("[role=tab][aria-selected=true]", "[role=tab][aria-selected=false]")]
+    differ += [(".segments input:checked + span", ".segments input:not(:checked) + span")]
+    for chosen, other in differ:
+        assert widget.inside(f"{colour.format(chosen)} !== {colour.format(other)}"), chosen
+    assert widget.inside("getComputedStyle(voice.$('volume')).forcedColorAdjust") == "none", "a slider without its bar"
+    widget.page.emulate_media(forced_colors="none")
+
+
+def test_the_round_trip_does_not_lie_under_the_button_of_the_sidebar(
+    denied_browser: Browser, scripted: Running
+) -> None:
+    with closing(denied_browser.new_context(viewport={"width": 1100, "height": 600})) as context:
+        page = VoicePage(context, scripted.url).open()
+        page.inside("void voice.start({ withMic: false })")
+        page.page.locator("#rtt").wait_for()
+        told, button = page.page.locator("#rtt").bounding_box(), page.page.locator(".toggle-button").bounding_box()
+        assert told is not None
+        assert button is not None
+        assert told["x"] + told["width"] <= button["x"]
+
+
 def test_the_page_works_from_the_keyboard_and_escape_interrupts_from_anywhere(
     page: VoicePage, scripted: Running
 ) -> None:

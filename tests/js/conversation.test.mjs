@@ -7,8 +7,8 @@ import { Recording, srtTime, toJson, toSrt, toText } from "../../ui/static/expor
 import { languageChoices, languageHint, voiceFor, withLanguage } from "../../ui/static/languages.js";
 import { preferences } from "../../ui/static/preferences.js";
 import { ServerEvents } from "../../ui/static/server-events.js";
-import { engineLine } from "../../ui/static/startup.js";
-import { NOTICES, describeState, fillNotice, latencyParts } from "../../ui/static/status.js";
+import { Startup, engineLine } from "../../ui/static/startup.js";
+import { NOTICES, describeConnection, describeState, fillNotice, invitation, latencyParts } from "../../ui/static/status.js";
 import { DEFAULTS, cleanSettings } from "../../ui/static/store.js";
 import { Transcript } from "../../ui/static/transcript.js";
 
@@ -245,6 +245,21 @@ test("the state in words", () => {
   assert.equal(key({ sound: false }), "paused");
 });
 
+test("a connection that is tried again and again is called lost all the while", () => {
+  assert.equal(describeConnection({ connection: "connecting", notice: null }), "connecting");
+  assert.equal(describeConnection({ connection: "connecting", notice: "unreachable" }), "waiting");
+  assert.equal(describeConnection({ connection: "connecting", notice: "server_loading" }), "loading");
+  assert.equal(describeConnection({ connection: "open", notice: "lost" }), "open");
+  assert.equal(describeConnection({ starting: true, connection: "idle", notice: "asking" }), "asking");
+});
+
+test("an empty page says how to begin from where one is", () => {
+  assert.match(invitation({ started: false, startWords: "Continue" }), /^Press Continue and speak, or/);
+  assert.match(invitation({ started: true, mic: false, startWords: "Start" }), /^Type a message, or/);
+  assert.match(invitation({ started: true, mic: true, mode: "hold" }), /^Hold the button and speak, or/);
+  assert.match(invitation({ started: true, mic: true, mode: "hands-free" }), /^Just speak, or/);
+});
+
 test("every notice says what to do, the one about HTTPS names the options", () => {
   for (const kind of Object.keys(NOTICES)) assert.ok(fillNotice(kind).text.length > 20, kind);
   assert.match(fillNotice("insecure").text, /--tls-cert.*--tls-key/);
@@ -254,6 +269,26 @@ test("every notice says what to do, the one about HTTPS names the options", () =
 test("latency parts come in their order and leave out what took no time", () => {
   const parts = latencyParts({ parts_ms: { playout: 70.4, asr: 120, endpointing: 600, prompt: 0, other_part: 5 } });
   assert.deepEqual(parts.map(({ label, ms }) => `${label} ${ms}`), ["end of speech 600", "recognition 120", "playback 70", "other part 5"]);
+});
+
+test("a proxy that answers for a server that is away is not taken for a server that is ready", async (t) => {
+  const part = { style: { setProperty() {} }, setAttribute() {}, replaceChildren() {}, querySelector: () => part };
+  const shown = async (body, status) => {
+    t.mock.method(globalThis, "fetch", async () => new Response(body, { status }));
+    const states = [];
+    const startup = new Startup({ url: "http://pod.test/api/startup", $: () => part });
+    startup.onState = (state) => {
+      states.push(state);
+      startup.stop();
+    };
+    void startup.run();
+    while (!states.length) await new Promise((resolve) => setImmediate(resolve));
+    return states[0];
+  };
+  assert.equal(await shown("<html>Bad gateway</html>", 502), "unreachable");
+  assert.equal(await shown('{"error": "the pod does not answer"}', 524), "unreachable");
+  assert.equal(await shown('{"error": {"code": "forbidden"}}', 403), "ready");
+  assert.equal(await shown('{"state": "loading"}', 200), "loading");
 });
 
 test("the loading screen names each model", () => {

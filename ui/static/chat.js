@@ -50,7 +50,7 @@ export class Chat {
     const row = document.createElement("article");
     row.className = `message ${message.role}`;
     row.dataset.id = message.id;
-    row.innerHTML = '<p class="who"></p><p class="words"></p><p class="note" hidden></p>';
+    row.innerHTML = '<p class="who"></p><p class="words" dir="auto"></p><p class="note" hidden></p>';
     row.querySelector(".who").textContent = message.role === "user" ? "You" : "Voicepod";
     const rows = this.list.querySelectorAll(".message");
     this.list.insertBefore(row, rows[index] ?? null);

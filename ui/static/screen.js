@@ -1,6 +1,6 @@
 // What the page shows of its state: words, colour, and which buttons are there and can be pressed.
 
-import { describeState } from "./status.js";
+import { describeConnection, describeState, invitation } from "./status.js";
 
 /** Changes only what is different: what is on screen is looked at 20 times a second, and each change is drawn anew. */
 const put = (of, name, value) => {
@@ -19,7 +19,7 @@ export function draw({ $, root }, state) {
   const { live, mic } = state;
   const [name, words] = describeState({
     ...live,
-    connection: !live.starting ? state.connection : state.notice === "asking" ? "asking" : "connecting",
+    connection: describeConnection({ ...state, starting: live.starting }),
     server: state.server ?? "loading",
     started: live.started || live.starting,
     playing: state.playing,
@@ -43,6 +43,7 @@ export function draw({ $, root }, state) {
   press($("hold"), live.holding);
   put($("meters"), "hidden", !live.started);
   put($("welcome"), "hidden", !state.chatEmpty);
+  put($("welcome").querySelector("p"), "textContent", invitation({ ...state, started: live.started }));
   put($("new"), "hidden", state.chatEmpty);
   put($("downloads"), "hidden", state.chatEmpty);
   put(root.querySelector("[data-download=wav]"), "hidden", state.recordingEmpty);

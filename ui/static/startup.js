@@ -39,8 +39,11 @@ export class Startup {
 
   async #ask() {
     try {
-      const answer = await (await fetch(this.url, { cache: "no-store" })).json();
-      return answer.state ? answer : { state: "ready", engines: [] };
+      const answer = await fetch(this.url, { cache: "no-store" });
+      const told = await answer.json();
+      if (told.state) return told;
+      // Refused to those who may not talk; what stands before a server that is away answers with 5xx, in JSON at times.
+      return { state: answer.status < 500 ? "ready" : "unreachable", engines: [] };
     } catch {
       return { state: "unreachable", engines: [] };
     }

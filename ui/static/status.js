@@ -1,5 +1,22 @@
 // What the page says about itself: the state in words, and what to do when something is wrong. No DOM here.
 
+// Notices of a talk that waits and goes on by itself, and how its connection is called meanwhile.
+export const WAITING = { unreachable: "waiting", server_busy: "busy", server_loading: "loading" };
+
+/** The connection as people see it: that it is tried again each few seconds is no news. */
+export function describeConnection({ starting, connection, notice }) {
+  if (starting) return notice === "asking" ? "asking" : "connecting";
+  return connection === "connecting" ? (WAITING[notice] ?? connection) : connection;
+}
+
+/** How to begin, for a page without messages. */
+export function invitation({ started, mic, mode, startWords }) {
+  let how = `Press ${startWords} and speak`;
+  if (started && !mic) how = "Type a message";
+  else if (started) how = mode === "hold" ? "Hold the button and speak" : "Just speak";
+  return `${how}, or try one of these:`;
+}
+
 /** Everything that decides the state -> [key, words]. The key sets the colour, the words are read out. */
 export function describeState({ server, connection, started, sound, user, agent, playing, muted, mode, holding, mic }) {
   if (!started && server === "loading") return ["thinking", "Getting ready…"];
@@ -77,6 +94,11 @@ export const NOTICES = {
     title: "The server cannot be reached",
     text: "Check your network, and that the server runs. The page keeps trying and goes on by itself.",
     actions: [["retry-now", "Try now"], ["give-up", "Stop trying"]],
+  },
+  away: {
+    title: "The server cannot be reached",
+    text: "Check your network, and that the server runs. The page goes on by itself as soon as it answers.",
+    actions: [],
   },
   taken: {
     title: "The conversation went on in another tab",

@@ -55,7 +55,7 @@ const TEMPLATE = `
     <section class="stage" aria-label="Voice">
       <div class="orb" id="orb" aria-hidden="true"><i class="halo outer"></i><i class="halo"></i><i class="core"></i></div>
       <p class="state" id="state" role="status" aria-live="polite">Ready when you are</p>
-      <p class="partial" id="partial" aria-hidden="true"></p>
+      <p class="partial" id="partial" dir="auto" aria-hidden="true"></p>
       <div class="buttons">
         <button type="button" class="primary" id="start">${icon("mic")}<span>Start</span></button>
         <button type="button" class="hold" id="hold" hidden>${icon("mic")}<span>Hold to talk</span></button>
@@ -80,10 +80,10 @@ const TEMPLATE = `
         </div></details>
       </div>
       <div class="chat" id="chat" role="log" aria-label="Messages" aria-live="off" tabindex="0"></div>
-      <div class="welcome" id="welcome"><p>Press Start and speak, or try one of these:</p><div class="examples" id="examples"></div></div>
+      <div class="welcome" id="welcome"><p></p><div class="examples" id="examples"></div></div>
       <form class="composer" id="composer">
         <label class="hidden" for="text">Message</label>
-        <input id="text" type="text" autocomplete="off" maxlength="2000" placeholder="Or type a message…" enterkeyhint="send">
+        <input id="text" type="text" dir="auto" autocomplete="off" maxlength="2000" placeholder="Or type a message…" enterkeyhint="send">
         <button type="submit" class="send" id="send" aria-label="Send">${icon("send")}</button>
       </form>
     </section>

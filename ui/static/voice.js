@@ -18,6 +18,7 @@ import { openSidebarOnWideScreens } from "./sidebar.js";
 import { RealtimeSocket } from "./socket.js";
 import { Sound } from "./sound.js";
 import { Startup } from "./startup.js";
+import { WAITING } from "./status.js";
 import { loadResume, loadSettings, saveResume } from "./store.js";
 import { Tabs } from "./tabs.js";
 import { Transcript } from "./transcript.js";
@@ -26,7 +27,6 @@ import { Uplink } from "./uplink.js";
 import { buildView } from "./view.js";
 import { VoicesTab } from "./voices-tab.js";
 
-const WAITING = new Set(["unreachable", "server_busy", "server_loading"]); // notices of a talk that goes on by itself
 const ASKING_MS = 1500; // a device that may be used is open by then: the browser asks, or another program holds it
 
 let current = null;
@@ -304,7 +304,7 @@ class VoicePage {
   #connection(status) {
     const { live } = this;
     if (status.state === "open") {
-      this.notice.hide(...WAITING, "taken", "refused");
+      this.notice.hide(...Object.keys(WAITING), "taken", "refused");
       if (!this.sound.runs) this.notice.show("audio");
     } else if (status.state === "waiting" && (status.wasOpen || status.attempt > 1)) {
       this.notice.show("unreachable", status);
@@ -447,7 +447,7 @@ class VoicePage {
     const words = text.trim();
     if (!words) return;
     this.typed.add(words);
-    if (WAITING.has(this.notice.kind)) this.#line("Your message waits here, and is sent as soon as the talk goes on.");
+    if (this.notice.kind in WAITING) this.#line("Your message waits here, and is sent as soon as the talk goes on.");
     this.start({ withMic: false });
   }
 
@@ -493,9 +493,9 @@ class VoicePage {
       this.announced = true; // a server that does not load at start waits for a page that asks for a token
       this.newToken().catch(() => {});
     }
-    if (state === "unreachable") this.notice.show("unreachable");
+    if (state === "unreachable") this.notice.show("away");
     else if (state === "failed") this.notice.show("start_failed");
-    else this.notice.hide("unreachable");
+    else this.notice.hide("away");
     this.#render();
   }
 
