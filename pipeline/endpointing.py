@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.foreground import Foreground
+
 # Speech goes on while the probability is above threshold minus this (hysteresis, as in Silero's own iterator).
 HYSTERESIS = 0.15
 # A VAD lets go slowly: below the threshold itself the voice has been fading for about this long (two Silero frames).
@@ -49,6 +51,8 @@ class Endpointer:
         self._onset_s: float | None = None
         self._speech_s = 0.0  # confirmed so far, before "started"
         self._last_speech_s = 0.0  # end of the last frame that was speech
+        self._foreground = Foreground()
+        self._last_talker_s = 0.0  # the same, without speech far below the talker's level
         self._paused = False
         self._score: float | None = None
 
@@ -76,13 +80,20 @@ class Endpointer:
         self._speaking = self._paused = False
         self._onset_s, self._speech_s, self._score = None, 0.0, None
 
-    def feed(self, probability: float, frame_s: float) -> Endpoint | None:
-        """Account for one frame; gives the change that it caused, if any."""
+    def feed(self, probability: float, frame_s: float, level_db: float = 0.0) -> Endpoint | None:
+        """Account for one frame; gives the change that it caused, if any.
+
+        `level_db` tells the talker's speech from the background's, which is taken for silence once it is known.
+        """
         start_s, self.audio_s = self.audio_s, self.audio_s + frame_s
         is_clear = probability >= self.rules.threshold
         is_speech = is_clear or (self._speaking and probability >= self.rules.threshold - HYSTERESIS)
         if is_speech:
             self._last_speech_s = self.audio_s if is_clear else max(self._last_speech_s, self.audio_s - FADE_S)
+        if self._foreground.is_talker(level_db, frame_s, is_speech=is_speech, is_utterance=self._speaking):
+            self._last_talker_s = self._last_speech_s
+        elif self._foreground.has_background:
+            is_speech, self._last_speech_s = False, min(self._last_speech_s, self._last_talker_s)
         if self._speaking:
             return self._during_speech(is_speech, frame_s)
         return self._before_speech(is_speech, start_s, frame_s)
@@ -98,6 +109,7 @@ class Endpointer:
         if self._speech_s + 1e-9 < self.rules.min_speech_s:
             return None
         onset_s = self._onset_s
+        self._last_talker_s = max(self._last_talker_s, onset_s)
         self._speaking, self._onset_s, self._speech_s = True, None, 0.0
         return Endpoint("started", onset_s)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ class Listener:
                 self._endpointer.audio_s += self._frame_s
                 continue
             self._keep(frame)  # before the frame that ends the utterance closes it
-            endpoint = self._endpointer.feed(self._probability(frame), self._frame_s)
+            endpoint = self._endpointer.feed(self._probability(frame), self._frame_s, _level_db(frame))
             if endpoint is not None:
                 yield self._heard(endpoint)
             elif self._endpointer.is_speaking and self.buffered_s >= self._max_s:
@@ -152,3 +153,8 @@ class Listener:
         while self._frames and self._first_frame_s + self._frame_s <= audio_s + 1e-9:
             self._frames.popleft()
             self._first_frame_s += self._frame_s
+
+
+def _level_db(samples: Samples) -> float:
+    """RMS in decibels of full scale, -100 at the least."""
+    return 10 * math.log10(float(np.dot(samples, samples)) / max(samples.size, 1) + 1e-10)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from pipeline import events
 from pipeline.conversation import Item
 from pipeline.errors import EngineFailed, InvalidInput, NotFound
 from pipeline.options import ReplyOptions
-from tests.support.talk import Talk
+from tests.support.talk import IN_RATE, Talk
 
 pytestmark = pytest.mark.looptime(noop_cycles=2)
 
@@ -315,3 +316,17 @@ async def test_a_muddle_of_languages_picks_a_voice_that_can_speak() -> None:
         await talk.say(0.6)
         await talk.quiet()
         assert talk.llm.asked[0][0].content == "Be brief. Answer in German."
+
+
+async def test_a_television_far_below_the_user_neither_holds_the_turn_open_nor_interrupts_the_reply() -> None:
+    television, user = 0.06, 0.5  # 18 dB apart, both speech to the VAD
+    sound = np.repeat(np.array([television, user, television], np.float32), [2 * IN_RATE, 2 * IN_RATE, 8 * IN_RATE])
+    async with Talk(said=["tell me a story"], replies=["Once upon a time there was a small house."]) as talk:
+        await talk.utter(sound)
+        assert talk.history() == [
+            ("user", "tell me a story"),
+            ("assistant", "Once upon a time there was a small house."),
+        ]
+        assert not talk.all(events.Flushed)
+        (stopped,) = talk.all(events.SpeechStopped)
+        assert stopped.audio_s == pytest.approx(4.6, abs=0.05)

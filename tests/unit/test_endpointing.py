@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.endpointing import Endpoint, Endpointer, EndpointRules
@@ -113,3 +115,70 @@ def test_changes_alternate_and_never_run_ahead_of_time(probabilities: list[float
         assert endpointer.is_speaking is (endpoint.kind != "ended")
         before, last_s = endpoint.kind, endpoint.at_s if endpoint.kind != "resumed" else last_s
     assert endpointer.audio_s == pytest.approx(len(probabilities) * FRAME_S)
+
+
+def run_levels(endpointer: Endpointer, *stretches: tuple[float, float, float]) -> list[tuple[str, float]]:
+    """Feed (probability, level in dB, seconds) stretches; gives (kind, time) of each start and end."""
+    found: list[Endpoint] = []
+    for probability, level_db, seconds in stretches:
+        for _ in range(round(seconds / FRAME_S)):
+            endpoint = endpointer.feed(probability, FRAME_S, level_db)
+            if endpoint is not None and endpoint.kind in {"started", "ended"}:
+                found.append(endpoint)
+    return [(endpoint.kind, round(endpoint.at_s, 3)) for endpoint in found]
+
+
+TALKER, TELEVISION, SILENCE = (1, -26), (1, -44), (0, -80)
+
+
+def test_a_television_far_below_the_talker_holds_no_turn_open() -> None:
+    endpointer = Endpointer(EndpointRules(end_wait_s=0.6))
+    assert run_levels(endpointer, (*TELEVISION, 2.0), (*TALKER, 3.0), (*TELEVISION, 0.58)) == [("started", 0.0)]
+    assert run_levels(endpointer, (*TELEVISION, 5.0)) == [("ended", 5.0)]
+    # known now, it opens no turn, and the next one ends as if it were silent
+    at_s = endpointer.audio_s
+    turn = [(*TALKER, 1.0), (*TELEVISION, 0.4), (*TALKER, 1.0), (*TELEVISION, 5.0)]
+    assert run_levels(endpointer, *turn) == [("started", round(at_s, 3)), ("ended", round(at_s + 2.4, 3))]
+
+
+def test_speech_that_only_the_background_spoke_ends_where_it_began() -> None:
+    endpointer = Endpointer(EndpointRules(end_wait_s=0.6))
+    run_levels(endpointer, (*TELEVISION, 2.0), (*TALKER, 3.0), (*SILENCE, 0.7))
+    assert run_levels(endpointer, (*TELEVISION, 3.0)) == [("started", 5.7), ("ended", 5.7)]
+
+
+def test_who_speaks_lower_when_a_television_runs_is_heard_after_a_while() -> None:
+    endpointer = Endpointer(EndpointRules(end_wait_s=0.6))
+    run_levels(endpointer, (*TELEVISION, 2.0), (*TALKER, 3.0), (*TELEVISION, 2.0))
+    assert run_levels(endpointer, (1, -40, 1.0), (*SILENCE, 8.0)) == []
+    assert [kind for kind, _ in run_levels(endpointer, (1, -40, 1.0), (*SILENCE, 1.0))] == ["started", "ended"]
+
+
+def test_a_television_that_was_switched_off_is_forgotten() -> None:
+    endpointer = Endpointer(EndpointRules(end_wait_s=0.6))
+    run_levels(endpointer, (*TELEVISION, 2.0), (*TALKER, 3.0), (*TELEVISION, 2.0), (*SILENCE, 20.0), (*TALKER, 1.0))
+    assert run_levels(endpointer, (1, -50, 3.0)) == []
+    assert [kind for kind, _ in run_levels(endpointer, (*SILENCE, 1.0))] == ["ended"]
+
+
+SYLLABLES = st.tuples(st.just(1.0), st.floats(-9, 0), st.floats(0.02, 0.4))  # probability, dB, seconds
+WEAK = st.tuples(st.floats(0, 1), st.floats(-50, 0), st.floats(0, 0.5))
+PAUSES = st.tuples(st.just(0.0), st.just(-60.0), st.floats(0, 4))
+DYING = st.tuples(st.floats(0, 1), st.floats(-50, -11), st.floats(0, 6))  # a last word, or a whisper
+REPLIES = st.tuples(st.just(0.0), st.just(-60.0), st.floats(2.6, 8))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    own_db=st.floats(-50, 0),
+    turns=st.lists(
+        st.tuples(st.lists(st.tuples(SYLLABLES, WEAK, SYLLABLES, PAUSES), max_size=3), DYING, REPLIES), max_size=4
+    ),
+)
+def test_a_talker_alone_is_cut_as_if_no_level_were_looked_at(own_db: float, turns: list[tuple[Any, ...]]) -> None:
+    stretches = [s for words, dying, reply in turns for s in (*(s for word in words for s in word), dying, reply)]
+    with_levels, without = Endpointer(EndpointRules()), Endpointer(EndpointRules())
+    for probability, level_db, seconds in stretches:
+        for _ in range(round(seconds / FRAME_S)):
+            endpoint = without.feed(probability, FRAME_S)
+            assert with_levels.feed(probability, FRAME_S, own_db + level_db) == endpoint
