@@ -1,14 +1,23 @@
-"""Sounds by which a listener says "go on", and no more: they interrupt nobody."""
+"""What a listener says to mean "go on", and no more: it interrupts nobody."""
 
 from __future__ import annotations
 
 import re
+from typing import Final
 
 _HUM = re.compile(r"m+|h+m+|m+h+m+|m+h+u+h+|u+h+|h+u+h+|u+m+|e+r+m*")
+_NODS: Final = {"ah", "aha", "oh", "ok", "okay", "right", "yeah", "yep", "yes"}
+_MAX_NODS: Final = 2  # "okay, okay, okay" is impatient
+_ASKED_CHARS: Final = 60  # about four seconds of speech, within which a question is answered
+_QUESTION = re.compile(r"[?？؟]")
 _WORD = re.compile(r"[^\W_]+")
 
 
-def is_hum(text: str) -> bool:
-    """Whether it is "mm-hm", "uh-huh", "hmm" or the like. "Okay", "yes" and "right" may mean more, and are none."""
+def goes_on(text: str, heard: str) -> bool:
+    """Whether it is "mm-hm" or the like, or "okay" and the like alone when the reply `heard` so far asked nothing."""
     words = _WORD.findall(text.lower())
-    return bool(words) and all(_HUM.fullmatch(word) for word in words)
+    nods = [word for word in words if not _HUM.fullmatch(word)]
+    if not words or not nods:
+        return bool(words)
+    asks = _QUESTION.search(text) or _QUESTION.search(heard[-_ASKED_CHARS:])
+    return not asks and len(nods) <= _MAX_NODS and set(nods) <= _NODS

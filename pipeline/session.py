@@ -33,7 +33,7 @@ from pipeline.engines import lanes
 from pipeline.engines.base import Engines, Message, Voice
 from pipeline.errors import EngineError, EngineTimeout, InvalidInput, RateLimited, VoicepodError
 from pipeline.events import AgentState, Event, ReplyReason, UserState
-from pipeline.hums import is_hum
+from pipeline.hums import goes_on
 from pipeline.listening import Heard, Listener
 from pipeline.options import ReplyOptions, SessionOptions
 from pipeline.outbox import Outbox
@@ -469,7 +469,10 @@ class Session:
         self._tell(events.TurnDone(at_s=now_s, turn_id=record.turn_id, record=record))
 
     def _why_nothing(self, utterance: Utterance, text: str) -> events.DropReason | None:
-        if not text.strip() or (is_hum(text) and utterance.cut is not None and utterance.cut.unheard().strip()):
+        unheard = "" if utterance.cut is None else utterance.cut.unheard()
+        if not text.strip():
+            return "no_speech"
+        if utterance.cut is not None and unheard.strip() and goes_on(text, utterance.cut.text.removesuffix(unheard)):
             return "no_speech"
         if self._is_guarded and any(is_echo(text, reply.text) for reply in self._in_the_microphone(utterance)):
             return "echo"

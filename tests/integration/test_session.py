@@ -126,8 +126,9 @@ async def test_nothing_said_is_no_interruption_and_the_reply_goes_on() -> None:
         assert rest.heard is None
 
 
-async def test_a_hum_of_the_listener_does_not_end_the_reply() -> None:
-    async with Talk(said=["tell me a story", "Mm-hm."], replies=[LONG, "What?"]) as talk:
+@pytest.mark.parametrize("nod", ["Mm-hm.", "Okay.", "Yeah, right."])
+async def test_a_hum_or_nod_of_the_listener_does_not_end_the_reply(nod: str) -> None:
+    async with Talk(said=["tell me a story", nod], replies=[LONG, "What?"]) as talk:
         await talk.say(0.6)
         await talk.until(events.ReplyCaption)
         await talk.hush(2.0)
@@ -138,6 +139,18 @@ async def test_a_hum_of_the_listener_does_not_end_the_reply() -> None:
         cut, rest = (item for item in talk.session.conversation if item.role == "assistant")
         assert cut.heard is not None
         assert f"{cut.heard.rstrip()} {rest.content.strip()}" == LONG
+
+
+async def test_a_yes_to_what_the_reply_asked_ends_it() -> None:
+    reply = "Do you like it? " + LONG
+    async with Talk(said=["ask me", "Yes."], replies=[reply, "Good."]) as talk:
+        await talk.say(0.6)
+        await talk.until(events.ReplyCaption)
+        await talk.hush(1.5)
+        await talk.say(0.5)
+        await talk.quiet()
+        assert [text for role, text in talk.history() if role == "user"] == ["ask me", "Yes."]
+        assert talk.history()[-1] == ("assistant", "Good.")
 
 
 async def test_a_hum_that_interrupts_nothing_is_an_answer() -> None:

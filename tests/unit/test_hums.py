@@ -2,14 +2,41 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.hums import is_hum
+from pipeline.hums import goes_on
+
+TOLD = "Once upon a time there was a small house"
+ASKED = "Once upon a time there was a house. Do you know it? It was"
 
 
 @pytest.mark.parametrize("text", ["Mm-hm.", "MMHM", "mm mm", "Mmm.", "HMM", "Uh-huh.", "uh huh", "Um...", "Mhm", "Erm"])
-def test_a_listeners_hum_is_one(text: str) -> None:
-    assert is_hum(text)
+def test_a_listeners_hum_wants_more_whatever_was_said(text: str) -> None:
+    assert goes_on(text, TOLD)
+    assert goes_on(text, ASKED)
 
 
-@pytest.mark.parametrize("text", ["", "...", "No.", "Okay.", "Yeah.", "Um, wait.", "Hmm, why?", "Huhn", "Mum", "M1"])
-def test_words_are_none(text: str) -> None:
-    assert not is_hum(text)
+@pytest.mark.parametrize("text", ["Okay.", "OK", "Yeah.", "Yes!", "Right.", "Oh, okay.", "Mm, yeah.", "Yeah, yeah."])
+def test_a_nod_wants_more_unless_it_answers(text: str) -> None:
+    assert goes_on(text, TOLD)
+    assert goes_on(text, "")
+    assert goes_on(text, "Are you there? " + "It is a long way to the sea from here. " * 2)
+    assert not goes_on(text, ASKED)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "...",
+        "No.",
+        "Okay?",
+        "Okay, okay, okay.",
+        "Okay, stop.",
+        "Yes, but why",
+        "Um, wait.",
+        "Hmm, why?",
+        "Mum",
+        "M1",
+    ],
+)
+def test_other_words_want_something_else(text: str) -> None:
+    assert not goes_on(text, TOLD)
