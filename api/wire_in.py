@@ -211,12 +211,11 @@ class Reader:
     async def _create_response(self, event: Json) -> None:
         create: CreateResponse = parse(CreateResponse, event, "event")
         how = create.response or ResponseParts()
-        limit = how.max_output_tokens
         self.session.respond(
             ReplyOptions(
                 instructions=how.instructions,
                 spoken=None if how.output_modalities is None else how.output_modalities[0] == "audio",
-                max_tokens=limit if isinstance(limit, int) else None,
+                max_tokens=how.max_output_tokens,
                 metadata=how.metadata,
             )
         )

@@ -264,7 +264,7 @@ class Writer:
             "output": output,
             "conversation_id": self._session.id.replace("sess_", "conv_"),
             "output_modalities": ["audio" if event.spoken else "text"],
-            "max_output_tokens": options.max_output_tokens or "inf",
+            "max_output_tokens": event.max_tokens or options.max_output_tokens or "inf",
             "audio": {"output": {"format": audio_format, "voice": options.voice}},
             "usage": None,
             "metadata": None if event.metadata is None else dict(event.metadata),

@@ -14,6 +14,7 @@ from typing import Literal
 from pipeline.conversation import Item
 from pipeline.engines.base import SpeechPiece, Transcript
 from pipeline.errors import VoicepodError
+from pipeline.options import ReplyLimit
 from pipeline.records import TurnRecord
 
 UserState = Literal["silent", "speaking"]
@@ -118,6 +119,7 @@ class ReplyStarted(Event):
     item_id: str
     spoken: bool
     metadata: Mapping[str, str] | None = None
+    max_tokens: ReplyLimit = None  # of this response alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +156,7 @@ class ReplyFinished(Event):
     n_output_tokens: int = 0
     error: VoicepodError | None = None
     metadata: Mapping[str, str] | None = None
+    max_tokens: ReplyLimit = None  # of this response alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from settings import Settings
 
 Modality = Literal["audio", "text"]
+# In tokens, of one reply; None: the session's limit, "inf": the server's.
+ReplyLimit = int | Literal["inf"] | None
 
 # Names of the languages that a session can be set to, for the instructions of the model.
 LANGUAGES = {
@@ -78,7 +80,7 @@ class ReplyOptions:
 
     instructions: str | None = None
     spoken: bool | None = None
-    max_tokens: int | None = None
+    max_tokens: ReplyLimit = None
     text: str | None = None
     metadata: Mapping[str, str] | None = None
     requested: bool = False

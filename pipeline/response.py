@@ -218,6 +218,7 @@ class Response:
                 item_id=self.item_id,
                 spoken=self.spoken,
                 metadata=self.asked.metadata,
+                max_tokens=self.asked.max_tokens,
             )
         )
         self._parts.tell(
@@ -301,6 +302,7 @@ class Response:
             n_output_tokens=self._n_deltas,
             error=error,
             metadata=self.asked.metadata,
+            max_tokens=self.asked.max_tokens,
         )
         with contextlib.suppress(VoicepodError):  # the item was deleted, or never begun
             conversation = self._parts.conversation

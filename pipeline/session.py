@@ -551,7 +551,8 @@ class Session:
     async def _run_response(self, response: Response, previous: Response | None) -> None:
         self.check_voice()
         options, how = self.options, response.asked
-        max_tokens = how.max_tokens or options.max_output_tokens or self._max_reply_tokens
+        limit = how.max_tokens or options.max_output_tokens
+        max_tokens = limit if isinstance(limit, int) else self._max_reply_tokens
         try:
             if previous is not None:  # it may still be heard, when nothing interrupted it
                 await previous.finished.wait()

@@ -299,6 +299,18 @@ async def test_the_metadata_of_a_reply_that_was_asked_for_comes_back(live: Live)
         assert (await client.until("error"))["error"]["code"] == "invalid_value"
 
 
+async def test_the_limit_of_a_reply_that_was_asked_for_is_its_own(live: Live) -> None:
+    live.llm.replies = ["one two three four five six"] * 3
+    async with connected(live.url) as client:
+        await client.send("session.update", session={"output_modalities": ["text"], "max_output_tokens": 3})
+        for n, limit in enumerate(({"max_output_tokens": 2}, {}, {"max_output_tokens": "inf"}), start=1):
+            await client.send("response.create", response=limit)
+            await client.until("response.done", n)
+        for kind in ("response.created", "response.done"):
+            assert [event["response"]["max_output_tokens"] for event in client.all(kind)] == [2, 3, "inf"]
+        assert [event["response"]["usage"]["output_tokens"] for event in client.all("response.done")] == [2, 3, 6]
+
+
 async def test_of_a_language_with_its_region_the_language_counts(live: Live) -> None:
     async with connected(live.url) as client:
         for n, (asked, known) in enumerate([("en-US", "en"), ("zh-Hans-CN", "zh"), ("auto", None)], 1):
