@@ -17,7 +17,7 @@ import process_tuning  # noqa: F401 (before numpy)
 import ui
 from api.access import first_start
 from api.application import Server
-from api.http_server import HttpServer, check_certificate, leave, listen
+from api.http_server import Connection, HttpServer, check_certificate, leave, listen
 from logs import configure_logging, open_missing_streams, release_logging, say
 from pipeline.engines.base import Engines, Voice
 from pipeline.engines.tiny_models import write_tiny_models
@@ -112,7 +112,7 @@ def _run(settings: Settings, sockets: list[socket.socket]) -> int:
             ws_per_message_deflate=False,  # PCM does not compress; it would cost time and 300 kB a socket
             timeout_graceful_shutdown=int(network.shutdown_grace_s),
             loop="asyncio",  # uvloop, where it is installed, cannot start engine processes in a group of their own
-            http="h11",
+            http=Connection,
             server_header=False,
             proxy_headers=False,  # api.access.forwarded believes proxies as far as the settings say
         ),

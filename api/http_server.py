@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
 import socket
 import ssl
 import sys
@@ -17,7 +18,9 @@ from typing import Final, NoReturn
 
 import structlog
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from logs import SELDOM_S
 from pipeline.engines import lanes
 from pipeline.errors import ConfigError
 
@@ -29,6 +32,34 @@ LAST_WORD_S = 2.0
 BACKLOG: Final = 2048  # as uvicorn's
 # A client that takes nothing of what was sent for so long, or that answers no probe, is gone: its connection is closed.
 GONE_S: Final = 60
+
+
+class Connection(H11Protocol):
+    """Uvicorn's, for half as many clients as there are file descriptors, and not for those who ask nothing.
+
+    Idle connections need no key. With all descriptors taken no engine could open a file or start a program, and every
+    talk would end.
+    """
+
+    room = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0] % 2**31, 65536) // 2
+    silent_s: float = GONE_S
+    _tells_again_s = float("-inf")
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Serve it, or refuse it at once."""
+        super().connection_made(transport)
+        if len(self.connections) > self.room:
+            transport.abort()
+            if self.loop.time() >= Connection._tells_again_s:
+                Connection._tells_again_s = self.loop.time() + SELDOM_S
+                log.warning("server.too_many_connections", room=self.room)
+        else:
+            self.loop.call_later(self.silent_s, self.close_if_silent)
+
+    def close_if_silent(self) -> None:
+        """Close it when no whole request has come on it, and none that became a WebSocket."""
+        if self.cycle is None and self.transport.get_protocol() is self:
+            self.transport.close()
 
 
 class HttpServer(uvicorn.Server):

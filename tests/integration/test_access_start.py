@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
-from api.http_server import GONE_S, listen
+from api.http_server import GONE_S, Connection, listen
 from app import serve
 from pipeline.errors import ConfigError
 from settings import NetworkSettings, Settings, StorageSettings
@@ -140,3 +145,33 @@ def test_clients_that_vanish_or_never_read_lose_their_connections() -> None:
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1000 * GONE_S
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == GONE_S
             assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
+async def test_idle_clients_leave_descriptors_for_the_talks_and_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asks them for a key. With all descriptors taken no engine could open a file: every talk failed."""
+
+    async def hello(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    monkeypatch.setattr(Connection, "room", 2)
+    config, state = uvicorn.Config(hello, log_config=None), ServerState()
+    config.load()
+    (listener,) = listen("127.0.0.1", 0)
+    loop = asyncio.get_running_loop()
+    async with await loop.create_server(lambda: Connection(config, state, {}), sock=listener), asyncio.timeout(20):
+        asking, to_asking = await asyncio.open_connection(*listener.getsockname())
+        to_asking.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert (await asking.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+        silent, to_silent = await asyncio.open_connection(*listener.getsockname())
+        to_silent.write(b"GET / HTTP/1.1\r\nHost: loc")
+        third, to_third = await asyncio.open_connection(*listener.getsockname())
+        with contextlib.suppress(ConnectionResetError):
+            assert await third.read() == b""
+        for connection in list(state.connections):
+            cast(Connection, connection).close_if_silent()  # as a timer does after a minute
+        assert await silent.read() == b""
+        to_asking.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert (await asking.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+        for writer in (to_asking, to_silent, to_third):
+            writer.close()
