@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing
 from types import MappingProxyType
 from typing import Final, cast
@@ -37,6 +37,7 @@ AI_LABEL: Final = "AI-generated speech by Voicepod"
 MAX_CHILDREN: Final = 32  # each takes 60 MB; beyond, a request is told to come back
 RETRY_AFTER_S: Final = 5.0
 CPU_S: Final = 120  # an hour of speech in the dearest format
+HANGS_S: Final = 120.0  # without taking or giving anything; who does not read what it gives is dropped sooner
 OPEN_SIZE: Final = 0xFFFFFFFF
 
 # One frame a packet and one packet a write, so that nothing waits for a page or a block to fill: Ogg pages of 20 ms,
@@ -124,9 +125,8 @@ async def _encoded(pcm: AsyncGenerator[bytes, None], format: str, sample_rate: i
             slots,
             ffmpeg(*arguments, cpu_s=CPU_S, stdin=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL) as child,
         ):
-            assert child.stdin is not None
             assert child.stdout is not None
-            feeder = asyncio.create_task(_feed(child.stdin, pcm))
+            feeder = asyncio.create_task(_feed(child, pcm))
             try:
                 while block := await child.stdout.read(READ_BYTES):
                     yield block
@@ -138,13 +138,23 @@ async def _encoded(pcm: AsyncGenerator[bytes, None], format: str, sample_rate: i
                 await asyncio.wait([feeder])
 
 
-async def _feed(stdin: asyncio.StreamWriter, pcm: AsyncGenerator[bytes, None]) -> None:
+async def _feed(child: asyncio.subprocess.Process, pcm: AsyncGenerator[bytes, None]) -> None:
     """Writes while the other side is read: with one of them alone both pipes would fill and stop."""
+    assert child.stdin is not None
     try:
         async for block in pcm:
-            stdin.write(block)
-            await stdin.drain()
+            child.stdin.write(block)
+            await _unless_it_hangs(child, child.stdin.drain())
     except (BrokenPipeError, ConnectionResetError):
         return  # the child died: its exit code tells
     finally:
-        stdin.close()
+        child.stdin.close()
+    await _unless_it_hangs(child, child.wait())
+
+
+async def _unless_it_hangs(child: asyncio.subprocess.Process, work: Awaitable[object]) -> None:
+    try:
+        async with asyncio.timeout(HANGS_S):
+            await work
+    except TimeoutError:
+        child.kill()

@@ -210,6 +210,21 @@ async def test_an_encoder_that_dies_is_a_typed_error_even_while_the_source_waits
     assert audio_children() == []
 
 
+@pytest.mark.parametrize("seconds", [0.5, 30.0], ids=["at its end", "while it is fed"])
+async def test_an_encoder_that_hangs_is_ended(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request would wait for it for ever, and hold its place among those that may use the voice."""
+    monkeypatch.setattr(encoding, "HANGS_S", 0.1)
+
+    async def halting() -> AsyncGenerator[AudioChunk, None]:
+        (await one_at_work()).suspend()
+        yield spoken(seconds)
+
+    async with asyncio.timeout(20):
+        with pytest.raises(EngineFailed):
+            await all_of(encode(halting(), "mp3", 24000))
+    assert audio_children() == []
+
+
 async def test_too_many_encoders_at_once_are_told_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "_slots", Slots(1))
     async with aclosing(encode(speech(), "mp3", 24000)) as first:
