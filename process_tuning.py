@@ -1,4 +1,4 @@
-"""How numpy, malloc and garbage collection work here. Import it before what imports numpy, and before threads begin.
+"""How numpy, malloc, onnxruntime and garbage collection work here. Import it before those, and before threads begin.
 
 numpy: one thread for each product of matrices. OpenBLAS would split every small one over all cores and wait in a busy
 loop for the slowest: measured on two busy cores, a speaker's vector took 60 times as long as with one thread. What is
@@ -8,6 +8,8 @@ malloc: memory that was freed is kept for the next job. glibc asks the system fo
 returns it at once, and the system clears every page of it again: Whisper, which needs 600 MB for each utterance, spent
 three tenths of its processor time there. The price is that a process goes on to hold what it needed at most;
 `give_back_memory` is for the moments after which less is needed.
+
+onnxruntime: no telemetry. It would make an id for the machine and keep events for its maker's server.
 """
 
 from __future__ import annotations
@@ -49,4 +51,5 @@ def _keep_memory() -> None:
 
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 _keep_memory()

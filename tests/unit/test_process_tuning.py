@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-import process_tuning  # noqa: F401 (what is tested)
+import process_tuning
 
 SIZE = 64 * 2**20
 SET_THP_DISABLE = 41  # linux/prctl.h
@@ -33,3 +37,13 @@ def test_a_large_block_is_cleared_by_the_system_once() -> None:
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
     assert len(block) == SIZE
     assert faults < SIZE // 4096 // 10
+
+
+def test_onnxruntime_gets_no_identity_and_keeps_nothing_to_send(tmp_path: Path) -> None:
+    """Else it makes an id for the machine and collects events for its maker's server in the user's home."""
+    environ = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    root = Path(process_tuning.__file__).parent
+    code = "import process_tuning, onnxruntime; onnxruntime.get_available_providers()"
+    here = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(root)}
+    subprocess.run([sys.executable, "-c", code], cwd=root, env={**environ, **here}, check=True)
+    assert list(tmp_path.iterdir()) == []
