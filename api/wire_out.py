@@ -33,7 +33,7 @@ class Writer:
         self.extended = False
         self._session, self._facts = session, facts
         self._n_events = itertools.count(1)
-        self._captions: dict[str, str] = {}  # response id -> what of it was told
+        self._captions: dict[str, list[events.ReplyCaption]] = {}  # response id -> what of it was told
         self._responses: dict[int, tuple[str, str]] = {}  # turn id -> (response id, item id)
 
     def messages(self, entry: Entry) -> Iterator[str | bytes]:
@@ -194,7 +194,7 @@ class Writer:
 
     def _reply_started(self, event: events.ReplyStarted) -> Iterator[Json]:
         self._responses[event.turn_id] = (event.response_id, event.item_id)
-        self._captions[event.response_id] = ""
+        self._captions[event.response_id] = []
         for turn_id in [turn for turn in self._responses if turn < event.turn_id - 32]:
             self._captions.pop(self._responses.pop(turn_id)[0], None)
         response = self._response_json(event, "in_progress", output=[])
@@ -205,9 +205,11 @@ class Writer:
         yield {"type": "response.output_text.delta", **part, "delta": event.delta}
 
     def _reply_caption(self, event: events.ReplyCaption) -> Iterator[Json]:
-        self._captions[event.response_id] = self._captions.get(event.response_id, "") + event.text
-        part = _part_of(event.response_id, event.item_id)
-        yield {"type": "response.output_audio_transcript.delta", **part, "delta": event.text}
+        told = self._captions.setdefault(event.response_id, [])
+        if event not in told:  # a new socket gets the captions of the audio that is sent again, but no delta twice
+            told.append(event)
+            part = _part_of(event.response_id, event.item_id)
+            yield {"type": "response.output_audio_transcript.delta", **part, "delta": event.text}
         yield {
             "type": "voicepod.caption",
             "turn": event.turn_id,
@@ -220,7 +222,8 @@ class Writer:
     def _reply_finished(self, event: events.ReplyFinished) -> Iterator[Json]:
         part = _part_of(event.response_id, event.item_id)
         if event.spoken:
-            text = self._captions.get(event.response_id, "") if event.status == "cancelled" else event.text
+            told = "".join(caption.text for caption in self._captions.get(event.response_id, []))
+            text = told if event.status == "cancelled" else event.text
             yield {"type": "response.output_audio.done", **part}
             yield {"type": "response.output_audio_transcript.done", **part, "transcript": text}
             content: Json = {"type": "audio", "transcript": text}

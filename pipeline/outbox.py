@@ -114,12 +114,12 @@ class Outbox:
         return dropped
 
     def rewind(self, playout: Playout, sample: int) -> None:
-        """Queue again what was sent of a turn from `sample` on, in front of what waits."""
+        """Queue again what was sent of a turn from `sample` on, with its captions, in front of what waits."""
         if self.is_stale(playout.turn_id) or playout.cut_at is not None:
             return
         frames = playout.rewind(sample, self._clock())
         for frame in reversed(frames):
-            self._paced.appendleft(AudioEntry(playout, frame.first_sample, frame.audio))
+            self._paced.appendleft(AudioEntry(playout, frame.first_sample, frame.audio, frame.caption))
             self._pending_s += frame.audio.seconds
         self._wake.set()
 
@@ -147,7 +147,7 @@ class Outbox:
                 self._paced.popleft()
                 self._pending_s -= head.audio.seconds
                 self._room.set()
-                head.playout.sent(head.first_sample, head.audio, self._clock())
+                head.playout.sent(head.first_sample, head.audio, self._clock(), head.caption)
                 return head
             head.playout.changed.clear()
             await self._sleep(wait_s, head.playout.changed)

@@ -17,6 +17,7 @@ import numpy as np
 
 from pipeline.audio import AudioChunk
 from pipeline.engines.base import SpeechPiece, Word
+from pipeline.events import ReplyCaption
 
 # A client that reports its playback does so every 100 ms. When it falls silent for this long (a frozen tab, a client
 # that reported once), the server's own clock goes on, or the talk would hang.
@@ -47,6 +48,7 @@ class SentFrame:
 
     first_sample: int
     audio: AudioChunk
+    caption: ReplyCaption | None = None  # told just before it
 
 
 class Playout:
@@ -102,14 +104,14 @@ class Playout:
         """Seconds of audio that were sent and not yet heard."""
         return (self.sent_samples - self.position(now_s)) / self.sample_rate
 
-    def sent(self, first_sample: int, audio: AudioChunk, now_s: float) -> None:
+    def sent(self, first_sample: int, audio: AudioChunk, now_s: float, caption: ReplyCaption | None = None) -> None:
         """A frame was handed to the socket."""
         if self.first_sent_at_s is None:
             self.first_sent_at_s = now_s
         if self.position(now_s) >= self.sent_samples:  # the player had run dry, or just starts
             self._anchor_samples, self._anchor_at_s = self.sent_samples, now_s
         self.sent_samples = first_sample + audio.n_samples
-        self._sent_frames.append(SentFrame(first_sample, audio))
+        self._sent_frames.append(SentFrame(first_sample, audio, caption))
         self._forget_frames(self.sent_samples - self._replay_samples)
         self.changed.set()
 
@@ -119,8 +121,8 @@ class Playout:
         while self._sent_frames and self._sent_frames[-1].first_sample + self._sent_frames[-1].audio.n_samples > sample:
             frames.insert(0, self._sent_frames.pop())
         if frames:
-            skip = max(sample - frames[0].first_sample, 0)
-            frames[0] = SentFrame(frames[0].first_sample + skip, frames[0].audio.slice(skip))
+            if skip := max(sample - frames[0].first_sample, 0):
+                frames[0] = SentFrame(frames[0].first_sample + skip, frames[0].audio.slice(skip))
             self.sent_samples = frames[0].first_sample
             self._anchor_samples, self._anchor_at_s = self.sent_samples, now_s
             if self._reported_samples is not None:

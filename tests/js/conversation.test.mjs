@@ -24,6 +24,17 @@ test("a caption appears when the voice reaches it and never before", () => {
   assert.deepEqual(captions.advance(1, 24001).map(({ text }) => text), ["Two."]);
 });
 
+test("a caption that comes again with its sound appears once", () => {
+  const captions = new Captions();
+  captions.add(caption(1, 0, "One."));
+  assert.equal(captions.advance(1, 10).length, 1);
+  captions.add(caption(1, 24000, "Two."));
+  captions.add(caption(1, 0, "One."));
+  captions.add(caption(1, 24000, "Two."));
+  captions.add(caption(1, 48000, "Three."));
+  assert.deepEqual(captions.advance(1, 99000).map(({ text }) => text), ["Two.", "Three."]);
+});
+
 test("captions of a flushed turn never appear, late ones neither", () => {
   const captions = new Captions();
   captions.add(caption(1, 0, "One."));

@@ -71,6 +71,20 @@ async def test_the_caption_is_told_once_with_the_first_frame() -> None:
     assert [entry.caption for entry in entries if isinstance(entry, AudioEntry)] == [caption, None, None]
 
 
+async def test_a_frame_that_is_sent_again_brings_its_caption_unless_part_of_it_had_arrived() -> None:
+    box, playout = outbox(), Playout(1, RATE)
+    pieces = [SpeechPiece(n, "x", n, n + 1) for n in range(2)]
+    first, second = (
+        ReplyCaption(at_s=0.0, response_id="r", item_id="i", piece=piece, text="x", first_sample=0) for piece in pieces
+    )
+    await box.put_audio(playout, audio(0.08), first)
+    await box.put_audio(playout, audio(0.08), second)
+    await taken(box, 2)
+    box.rewind(playout, 1)
+    entries = await taken(box, 2)
+    assert [entry.caption for entry in entries if isinstance(entry, AudioEntry)] == [None, second]
+
+
 async def test_control_overtakes_audio_and_keeps_its_own_order() -> None:
     box, playout = outbox(), Playout(1, RATE)
     await box.put_audio(playout, audio(0.08))

@@ -266,3 +266,15 @@ def test_the_example_of_the_start_has_the_form_that_the_health_route_gives() -> 
 def test_links_within_the_page_lead_somewhere() -> None:
     headings = {re.sub(r"[^a-z0-9 -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.+)$", PAGE, re.M)}
     assert set(re.findall(r"\]\(#([^)]+)\)", PAGE)) <= headings
+
+
+def test_a_caption_that_is_told_again_is_no_second_delta_and_no_more_text() -> None:
+    writer = Writer(cast(Session, _Talk()), lambda: FACTS)
+    writer.extended = True
+    of: dict[str, Any] = {"at_s": 0.0, "turn_id": 1, "response_id": "resp_90aa", "item_id": "item_77b0"}
+    caption = events.ReplyCaption(**of, piece=SpeechPiece(0, "Hi.", 0, 3), text="Hi.", first_sample=0)
+    told = [json.loads(str(text))["type"] for _ in range(2) for text in writer.of_event(caption)]
+    assert told == ["response.output_audio_transcript.delta", "voicepod.caption", "voicepod.caption"]
+    finished = events.ReplyFinished(**of, status="cancelled", reason="turn_detected", text="Hi. Bye.", spoken=True)
+    ends = [json.loads(str(text)) for text in writer.of_event(finished)]
+    assert next(end["transcript"] for end in ends if "transcript" in end) == "Hi."

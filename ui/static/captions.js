@@ -2,13 +2,16 @@
 
 export class Captions {
   constructor() {
-    this.waiting = [];
-    this.flushedTurn = 0;
+    this.reset();
   }
 
-  /** Takes a caption {turn, item_id, text, first_sample}; one of a flushed turn is dropped. */
+  /** Takes a caption {turn, item_id, text, first_sample}; one of a flushed turn, or that came before, is dropped. */
   add(caption) {
-    if (caption.turn > this.flushedTurn) this.waiting.push(caption);
+    const { turn, first_sample, text } = caption;
+    const name = `${turn} ${first_sample} ${text}`;
+    if (turn <= this.flushedTurn || this.known.has(name)) return;
+    this.known.add(name); // sound that is sent again on a new connection has its captions with it
+    this.waiting.push(caption);
   }
 
   /** Gives, in order, the captions that the player has reached: sample `played` of `turn` has been heard. */
@@ -29,6 +32,7 @@ export class Captions {
   }
 
   reset() {
+    this.known = new Set();
     this.waiting = [];
     this.flushedTurn = 0;
   }
