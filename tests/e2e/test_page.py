@@ -316,6 +316,7 @@ def test_a_cut_network_is_bridged_and_the_reply_goes_on_where_it_stopped(window:
         with page.page.expect_event("requestfailed", lambda request: "/gradio_api/run/" in request.url):
             proxy.cut()
         expect(page.page.get_by_role("alert")).to_contain_text("The server cannot be reached")
+        expect(page.page.locator("#rtt")).to_be_hidden()
         proxy.up = True
         expect(page.page.locator(".message.assistant .words")).to_have_text(WHOLE)
         page.page.locator(".latency").wait_for(state="attached")

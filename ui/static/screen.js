@@ -48,7 +48,7 @@ export function draw({ $, root }, state) {
   put($("downloads"), "hidden", state.chatEmpty);
   put(root.querySelector("[data-download=wav]"), "hidden", state.recordingEmpty);
   for (const part of [$("text"), $("send"), ...$("examples").children]) put(part, "disabled", !ready);
-  if (!live.started) put($("rtt"), "hidden", true);
+  if (!state.open) put($("rtt"), "hidden", true);
 }
 
 /** One button for each example question. */
