@@ -236,6 +236,20 @@ def test_a_browser_that_never_gives_the_microphone_is_named_and_typing_waits_for
     assert scripted.server.talk.n_mic_samples == 0
 
 
+def test_a_microphone_that_the_system_mutes_is_not_called_listening(widget: VoicePage) -> None:
+    widget.button("Start").click()
+    widget.wait_for_state("listening")
+    mute = """(muted) => {
+      const [track] = document.querySelector(".voicepod-host").voicepod.mic.stream.getAudioTracks();
+      Object.defineProperty(track, "muted", { value: muted, configurable: true });
+      track.dispatchEvent(new Event(muted ? "mute" : "unmute"));
+    }"""
+    widget.page.evaluate(mute, True)
+    expect(widget.state_words).to_have_text("Muted by your system or device")
+    widget.page.evaluate(mute, False)
+    widget.wait_for_state("listening")
+
+
 def test_sound_that_the_browser_holds_is_not_called_listening(widget: VoicePage) -> None:
     widget.button("Start").click()
     widget.wait_for_state("listening")

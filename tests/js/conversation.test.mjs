@@ -248,6 +248,8 @@ test("the state in words", () => {
   assert.equal(key({ agent: "speaking" }), "speaking");
   assert.equal(key({ agent: "speaking", user: "speaking" }), "hearing");
   assert.equal(key({ muted: true }), "muted");
+  assert.equal(key({ silenced: true }), "muted");
+  assert.equal(key({ silenced: true, agent: "speaking" }), "speaking");
   assert.equal(key({ mic: false }), "typing");
   assert.equal(key({ connection: "waiting" }), "reconnecting");
   assert.equal(key({ connection: "busy" }), "busy");

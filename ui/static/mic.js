@@ -38,11 +38,12 @@ async function request(deviceId, processing) {
 
 export class Microphone {
   /**
-   * onFrame({pcm, rms, at}) for each 20 ms; onLost() when the device goes away. processing: the browser takes out echo
+   * onFrame({pcm, rms, at}) for each 20 ms; onLost() when the device goes away, onSilenced() when the system mutes it, as
+   * by a key of the keyboard or for a call, and when it no longer does. processing: the browser takes out echo
    * and noise and sets the level, as a conversation needs it.
    */
-  constructor(context, { onFrame, onLost, rate = MIC_RATE, processing = true }) {
-    Object.assign(this, { context, onFrame, onLost, rate, processing });
+  constructor(context, { onFrame, onLost, onSilenced = () => {}, rate = MIC_RATE, processing = true }) {
+    Object.assign(this, { context, onFrame, onLost, onSilenced, rate, processing });
     this.stream = null;
     this.asked = 0; // each question to the browser has a number: the answer to an older one comes too late
     this.device = ""; // which one was opened last
@@ -50,6 +51,11 @@ export class Microphone {
 
   get open() {
     return this.stream !== null;
+  }
+
+  /** True while the system gives silence in place of what the device hears. */
+  get silenced() {
+    return Boolean(this.stream?.getAudioTracks()[0].muted);
   }
 
   /** Opens the device with this id, or the default one for "", unless `stop` came while the browser asked. Raises MicError. */
@@ -70,6 +76,7 @@ export class Microphone {
       this.stop();
       this.onLost();
     };
+    track.onmute = track.onunmute = () => this.onSilenced();
     this.source = new MediaStreamAudioSourceNode(this.context, { mediaStream: stream });
     this.node = new AudioWorkletNode(this.context, "voicepod-mic", {
       channelCount: 1,
@@ -96,7 +103,7 @@ export class Microphone {
     this.source.disconnect();
     this.node.disconnect();
     for (const track of stream.getTracks()) {
-      track.onended = null;
+      track.onended = track.onmute = track.onunmute = null;
       track.stop();
     }
   }

@@ -13,7 +13,8 @@ const press = (button, on) => {
 /**
  * Draws `state`: live {started, starting, muted, holding, user, agent}, connection (of the socket), open, server (of its
  * start, null before it is known), playing, answering, mic (one is open), mode, startWords, notice (the kind of the one
- * that is shown, or null), sound (it runs), chatEmpty, recordingEmpty. `$(id)` finds a part of the page.
+ * that is shown, or null), sound (it runs), silenced (by the system), chatEmpty, recordingEmpty. `$(id)` finds a part of
+ * the page.
  */
 export function draw({ $, root }, state) {
   const { live, mic } = state;
@@ -24,6 +25,7 @@ export function draw({ $, root }, state) {
     started: live.started || live.starting,
     playing: state.playing,
     sound: state.sound,
+    silenced: state.silenced,
     mode: state.mode,
     mic,
   });

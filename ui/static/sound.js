@@ -8,8 +8,8 @@ const FIRST_RATE = 24000; // until the server says at which rate it speaks
 export class Sound {
   /**
    * `live.muted` and `settings.deviceId` hold when a microphone opens, `settings.volume` when a player does. Callbacks:
-   * onFrame({pcm, rms, at}) of the microphone, onMicrophone() when one was opened, onLost() when it is gone; onPosition
-   * and onReport of the player; onContext() when the browser holds or frees the sound.
+   * onFrame({pcm, rms, at}) of the microphone, onMicrophone() when one was opened or the system mutes it, onLost() when it
+   * is gone; onPosition and onReport of the player; onContext() when the browser holds or frees the sound.
    */
   constructor({ settings, live, recording, levels, onFrame, onMicrophone, onLost, onPosition, onReport, onContext }) {
     Object.assign(this, { settings, live, recording, levels, onFrame, onMicrophone, onLost, onPosition, onReport, onContext });
@@ -49,7 +49,8 @@ export class Sound {
 
   /** Opens the chosen microphone, in place of the one before. Raises MicError. */
   async openMic() {
-    this.mic ??= new Microphone(this.context, { onFrame: this.onFrame, onLost: this.onLost });
+    const { onFrame, onLost, onMicrophone } = this;
+    this.mic ??= new Microphone(this.context, { onFrame, onLost, onSilenced: onMicrophone });
     await this.mic.start(this.settings.deviceId);
     this.mic.setMuted(this.live.muted);
     this.onMicrophone();

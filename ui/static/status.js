@@ -18,7 +18,8 @@ export function invitation({ started, mic, mode, startWords }) {
 }
 
 /** Everything that decides the state -> [key, words]. The key sets the colour, the words are read out. */
-export function describeState({ server, connection, started, sound, user, agent, playing, muted, mode, holding, mic }) {
+export function describeState(page) {
+  const { server, connection, started, sound, user, agent, playing, muted, silenced, mode, holding, mic } = page;
   if (!started && server === "loading") return ["thinking", "Getting ready…"];
   if (!started && server !== "ready") return ["error", "Not connected"];
   if (!started) return ["idle", "Ready when you are"];
@@ -35,6 +36,7 @@ export function describeState({ server, connection, started, sound, user, agent,
   if (agent === "thinking") return ["thinking", "Thinking…"];
   if (!mic) return ["typing", "Connected, type your message"];
   if (muted) return ["muted", "Microphone muted"];
+  if (silenced) return ["muted", "Muted by your system or device"];
   if (mode === "hold") return ["listening", "Hold the button or Space to talk"];
   return ["listening", "Listening, just speak"];
 }

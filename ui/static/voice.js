@@ -78,7 +78,10 @@ class VoicePage {
       recording: this.recording,
       levels: this.levels,
       onFrame: (frame) => this.#frame(frame),
-      onMicrophone: () => this.controls.refreshDevices(),
+      onMicrophone: () => {
+        this.controls.refreshDevices();
+        this.#render();
+      },
       onLost: () => this.#microphoneLost(),
       onPosition: (position) => this.#position(position),
       onReport: (report) => this.socket.send({ type: "voicepod.playback", ...report }),
@@ -521,6 +524,7 @@ class VoicePage {
       playing: Boolean(this.player?.playing),
       answering: this.#answering,
       mic: Boolean(this.mic?.open),
+      silenced: Boolean(this.mic?.silenced),
       mode: this.settings.mode,
       startWords: this.startWords,
       notice: this.notice.kind,
