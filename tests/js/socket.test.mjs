@@ -168,6 +168,15 @@ test("after a change of the network a connection that does not answer is given u
   assert.equal(w.state(), "waiting");
 });
 
+test("a connection that dies as soon as it stands is found as well", async () => {
+  const w = world();
+  await w.connect();
+  w.created();
+  w.socket.doubt();
+  await w.tick(4100);
+  assert.equal(w.state(), "waiting");
+});
+
 test("a connection that answers stays, however late the browser calls the timers of a hidden tab", async () => {
   const w = world();
   await w.connect();

@@ -203,7 +203,7 @@ export class RealtimeSocket {
     const askedAt = this.env.now();
     this.send({ type: "voicepod.ping", t: askedAt });
     // The first one shares the wire with the whole start; a second soon after gives a fair figure.
-    const soon = askedAt - this.openedAt < PING_SOON_MS;
+    const soon = !this.inDoubt && askedAt - this.openedAt < PING_SOON_MS;
     // Silence counts from the question on: in a hidden tab the browser calls timers once a minute.
     const next = () => (soon || this.heardAt > askedAt ? this.#ping() : this.#lost(1006));
     this.pingTimer = this.env.setTimeout(next, soon ? PING_SOON_MS : patienceMs);
