@@ -54,6 +54,9 @@ MAX_WAITING_UTTERANCES = 8
 # Words that begin so soon after a reply and stand in it are its echo. Its sound is looked for longer (`MAX_DELAY_S`):
 # the same words may be the user's own answer ("the red one or the blue one?"), which begins half a second later.
 ECHO_TAIL_S = 0.4
+# Of shorter speech Whisper cannot tell the language: it is right about 10 of 28 French words and 8 of 28 Spanish ones,
+# and nearly all sentences (docs/measurements.md).
+MIN_LANGUAGE_S = 1.3
 # A player may be ahead of what we know of it.
 PLAYER_AHEAD_S = 0.3
 
@@ -104,6 +107,7 @@ class Session:
         self._latest: Response | None = None  # may have ended
         self._responses: OrderedDict[int, Response] = OrderedDict()  # by turn; the last ones, most of them ended
         self._speech: Utterance | None = None  # the one that is being spoken
+        self._language: str | None = None  # that the user spoke last, where it could be told
         self._untranscribed: list[Utterance] = []
         self._state: tuple[UserState, AgentState] = ("silent", "idle")
         self._listener = Listener(
@@ -369,6 +373,7 @@ class Session:
         now_s = self._clock()
         utterance.record.mark("speech_ended", self._captured_at_s(heard.endpoint.at_s))
         utterance.record.mark("endpointed", now_s)
+        utterance.speech_s = heard.endpoint.at_s - utterance.onset_s
         self._tell(
             events.SpeechStopped(
                 at_s=now_s,
@@ -377,7 +382,7 @@ class Session:
                 item_id=utterance.item_id,
             )
         )
-        if heard.endpoint.at_s - utterance.onset_s < self._turn.min_utterance_ms / 1000:
+        if utterance.speech_s < self._turn.min_utterance_ms / 1000:
             self._drop(utterance, "no_speech")
             self._go_on(utterance)
             self._show_state()
@@ -438,10 +443,10 @@ class Session:
     async def _transcribe(self, utterance: Utterance, audio: AudioChunk) -> Understood:
         """Write the user's words into the history."""
         turn_id, item_id = utterance.record.turn_id, utterance.item_id
+        is_long = min(utterance.speech_s, audio.seconds) >= MIN_LANGUAGE_S
+        language = self.options.language or (None if is_long else self._language)
         try:
-            transcript = await transcribe(
-                self._engines.asr, audio, language=self.options.language, waits=self._parts.waits
-            )
+            transcript = await transcribe(self._engines.asr, audio, language=language, waits=self._parts.waits)
         except Exception as error:  # boundary: the turn fails, the session lives on
             failure = error if isinstance(error, VoicepodError) else engine_failure(error, "asr")
             utterance.wants_reply = utterance.followed
@@ -458,6 +463,8 @@ class Session:
             self._drop(utterance, reason)
             return "nothing"
         utterance.said = True
+        if is_long:
+            self._language = transcript.language
         self._tell(events.TranscriptReady(at_s=now_s, turn_id=turn_id, item_id=item_id, transcript=transcript))
         self._end_item(turn_id, item_id, content=transcript.text, completed=True)
         return "words"

@@ -19,6 +19,7 @@ class Utterance:
     record: TurnRecord
     onset_s: float = 0.0  # audio time
     onset_at_s: float = math.inf  # the same on the session clock; a committed buffer has no onset
+    speech_s: float = math.inf  # from its onset to its end, where the listener found both
     wants_reply: bool = False
     followed: bool = False  # and had written a message behind it, which gets the reply whatever was said
     said: bool = False  # words were heard

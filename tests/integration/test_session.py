@@ -9,6 +9,7 @@ from pipeline import events
 from pipeline.conversation import Item
 from pipeline.errors import EngineFailed, InvalidInput, NotFound
 from pipeline.options import ReplyOptions
+from tests.support.scripted import ScriptedAsr
 from tests.support.talk import IN_RATE, Talk
 
 pytestmark = pytest.mark.looptime(noop_cycles=2)
@@ -343,3 +344,25 @@ async def test_a_television_far_below_the_user_neither_holds_the_turn_open_nor_i
         assert not talk.all(events.Flushed)
         (stopped,) = talk.all(events.SpeechStopped)
         assert stopped.audio_s == pytest.approx(4.6, abs=0.05)
+
+
+async def test_a_word_too_short_to_tell_its_language_is_in_that_of_the_talk() -> None:
+    asr = ScriptedAsr(["Bonjour.", "Parlons de la mer.", "", "Dix.", "Let us speak English.", "Ten."], detected="fr")
+    async with Talk(asr=asr) as talk:
+        for seconds in (0.6, 2.0, 2.0, 0.6):
+            asr.detected = "ja" if seconds < 1 else "fr"
+            await talk.say(seconds)
+            await talk.quiet()
+        asr.detected = "en"
+        for seconds in (2.0, 0.6):
+            await talk.say(seconds)
+            await talk.quiet()
+        assert asr.languages == [None, None, None, "fr", None, "en"]
+
+
+async def test_the_language_that_was_chosen_is_asked_for_at_any_length() -> None:
+    async with Talk(options={"language": "de"}) as talk:
+        for seconds in (2.0, 0.6):
+            await talk.say(seconds)
+            await talk.quiet()
+        assert talk.asr.languages == ["de", "de"]

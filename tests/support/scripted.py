@@ -59,6 +59,8 @@ class ScriptedAsr:
     texts: list[str | Exception] = field(default_factory=list)
     delay_s: float = 0.15
     utterances: list[AudioChunk] = field(default_factory=list)
+    languages: list[str | None] = field(default_factory=list)  # that were asked for
+    detected: str = "en"
     info = EngineInfo("asr", "scripted", "script", sample_rate=16000, languages=("en",))
 
     n_waiting = 0
@@ -71,11 +73,12 @@ class ScriptedAsr:
 
     async def transcribe(self, utterance: AudioChunk, *, language: str | None) -> Transcript:
         self.utterances.append(utterance)
+        self.languages.append(language)
         text = self.texts.pop(0) if self.texts else f"utterance {len(self.utterances)}"
         await asyncio.sleep(self.delay_s)
         if isinstance(text, Exception):
             raise text
-        return Transcript(text, language or "en", audio_seconds=utterance.seconds)
+        return Transcript(text, language or self.detected, audio_seconds=utterance.seconds)
 
 
 @dataclass
