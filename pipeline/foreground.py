@@ -8,18 +8,20 @@ from typing import Final
 
 import numpy as np
 
-# Speech so far below the talker's level may be the background's. A talker's weak syllables are as weak, but not for
-# half a second, and who speaks low for longer had seldom spoken as low just before (docs/measurements.md).
+# Speech so far below the talker's level may be the background's; what is so far above the background's level is not.
+# A talker's weak syllables are as weak, but not for half a second, and who speaks low for longer had seldom spoken as
+# low just before (docs/measurements.md).
 FAR_DB: Final = 10.0
 # It is the background's when there was so much of it shortly before what the talker said, and shortly after it again.
 BELIEVED_S: Final = 0.6
 SHORTLY_S: Final = 2.5
+BRIEF_S: Final = 0.3  # a talker's weak syllables are seldom longer
 # What the talker says goes on over shorter gaps, and has syllables as loud as the talker's level less so much.
 GAP_S: Final = 1.0
 LOUD_DB: Final = 4.0
 REMEMBERED_S: Final = 20.0  # the background, since it was heard last
 HISTORY_S: Final = 60.0
-# The talker's level follows the loud syllables, and falls with time, for people who move away or speak lower.
+# A level follows the loud syllables, and falls with time, for people who move away or speak lower.
 RISE_S: Final = 0.3
 FALL_DB_PER_S: Final = 0.5
 
@@ -30,6 +32,7 @@ class Foreground:
     def __init__(self) -> None:
         self.has_background = False
         self._talker_db = -math.inf
+        self._background_db = -math.inf
         self._near_ago_s = math.inf
         self._far_s = 0.0  # of speech since the talker was heard
         self._background_ago_s = 0.0
@@ -44,25 +47,26 @@ class Foreground:
         if len(self._levels) * frame_s > HISTORY_S:
             self._levels.popleft()
         self._talker_db -= FALL_DB_PER_S * frame_s
+        self._background_db -= FALL_DB_PER_S * frame_s
         self._near_ago_s += frame_s
         self._background_ago_s += frame_s
         self.has_background = self.has_background and self._background_ago_s < REMEMBERED_S
         if not is_speech:
             return False
-        if level_db >= self._talker_db - FAR_DB:
+        bar_db = self._talker_db - FAR_DB
+        if self.has_background:
+            bar_db = min(bar_db, self._background_db + FAR_DB)
+        if level_db >= bar_db:
             self._near_ago_s = self._far_s = 0.0
             if is_utterance:
-                self._learn(level_db, frame_s)
+                self._talker_db = _followed(self._talker_db, level_db, frame_s)
             return True
         self._far_s += frame_s
+        if self._far_s >= BRIEF_S:
+            self._background_db = _followed(self._background_db, level_db, frame_s)
         if self._far_s >= BELIEVED_S and (self.has_background or self._was_there_before(frame_s)):
             self.has_background, self._background_ago_s = True, 0.0
         return False
-
-    def _learn(self, level_db: float, frame_s: float) -> None:
-        if math.isinf(self._talker_db):
-            self._talker_db = level_db
-        self._talker_db += max(0.0, level_db - self._talker_db) * min(1.0, frame_s / RISE_S)
 
     def _was_there_before(self, frame_s: float) -> bool:
         """Whether speech that is far now was heard before the talker's last words too, which were not long ago."""
@@ -79,3 +83,10 @@ class Foreground:
             return False
         before = levels[begin - gaps[after_gaps[-1]] + 1 : begin][-round(SHORTLY_S / frame_s) :]
         return bool(np.isfinite(before).sum() * frame_s >= BELIEVED_S)
+
+
+def _followed(loud_db: float, level_db: float, frame_s: float) -> float:
+    """The level of loud syllables after one more frame."""
+    if math.isinf(loud_db):
+        return level_db
+    return loud_db + max(0.0, level_db - loud_db) * min(1.0, frame_s / RISE_S)

@@ -154,6 +154,13 @@ def test_who_speaks_lower_when_a_television_runs_is_heard_after_a_while() -> Non
     assert [kind for kind, _ in run_levels(endpointer, (1, -40, 1.0), (*SILENCE, 1.0))] == ["started", "ended"]
 
 
+def test_who_speaks_lower_and_still_far_above_a_quiet_television_is_heard_at_once() -> None:
+    endpointer = Endpointer(EndpointRules(end_wait_s=0.6))
+    run_levels(endpointer, (1, -60, 2.0), (*TALKER, 3.0), (1, -60, 2.0))
+    kinds = [kind for kind, _ in run_levels(endpointer, (1, -44, 1.0), (1, -60, 1.0))]
+    assert kinds == ["started", "ended"]
+
+
 def test_a_television_that_was_switched_off_is_forgotten() -> None:
     endpointer = Endpointer(EndpointRules(end_wait_s=0.6))
     run_levels(endpointer, (*TELEVISION, 2.0), (*TALKER, 3.0), (*TELEVISION, 2.0), (*SILENCE, 20.0), (*TALKER, 1.0))
