@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from pipeline.audio import AudioChunk, Framer, Samples
+from pipeline.endpointing import EndpointRules
 from pipeline.engines.base import Vad
 from pipeline.errors import EngineFailed
+from pipeline.listening import Listener
 from tests.support.speech_clips import noises, questions, recordings
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="session")]
@@ -80,3 +82,16 @@ async def test_a_frame_costs_little_enough_for_the_event_loop(vad: Vad) -> None:
         stream.probability(frame)
         costs_s.append(time.thread_time() - start_s)
     assert sorted(costs_s)[100] < 0.002  # CPU time: what other processes take does not count
+
+
+async def test_a_television_far_below_the_talker_holds_no_turn_open(vad: Vad) -> None:
+    television = np.concatenate(
+        [c.audio.resampled(16_000).samples for c in recordings() if c.name.startswith("LJ")] * 5
+    )
+    heard = 0.09 * television / np.abs(television).max()  # 18 dB below the question
+    question = questions()[0]
+    start = 3 * 16_000
+    heard[start : start + question.audio.n_samples] += question.audio.samples
+    listener = Listener(vad, EndpointRules(), input_rate=16_000, prefix_s=0.3, max_utterance_s=60)
+    ended = [found.endpoint.at_s for found in listener.feed(AudioChunk(heard, 16_000)) if found.utterance is not None]
+    assert any(abs(end_s - 3 - question.end_s) < 0.5 for end_s in ended)
