@@ -476,11 +476,13 @@ class Session:
         self._tell(events.TurnDone(at_s=now_s, turn_id=record.turn_id, record=record))
 
     def _why_nothing(self, utterance: Utterance, text: str) -> events.DropReason | None:
-        unheard = "" if utterance.cut is None else utterance.cut.unheard()
         if not text.strip():
             return "no_speech"
-        if utterance.cut is not None and unheard.strip() and goes_on(text, utterance.cut.text.removesuffix(unheard)):
-            return "no_speech"
+        cut = utterance.cut
+        if cut is not None and cut.spoken:  # of a reply in text nothing would be said again
+            unheard = cut.unheard()
+            if unheard.strip() and goes_on(text, cut.text.removesuffix(unheard)):
+                return "no_speech"
         if self._is_guarded and any(is_echo(text, reply.text) for reply in self._in_the_microphone(utterance)):
             return "echo"
         return None

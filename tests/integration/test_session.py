@@ -154,6 +154,15 @@ async def test_a_yes_to_what_the_reply_asked_ends_it() -> None:
         assert talk.history()[-1] == ("assistant", "Good.")
 
 
+async def test_a_nod_during_a_reply_in_text_is_answered() -> None:
+    async with Talk(said=["tell me a story", "Okay."], replies=[LONG, "Good."], options={"modality": "text"}) as talk:
+        await talk.say(0.6)
+        await talk.until(events.ReplyText, n=5)
+        await talk.say(0.6)
+        await talk.quiet()
+        assert talk.history()[-2:] == [("user", "Okay."), ("assistant", "Good.")]
+
+
 async def test_a_hum_that_interrupts_nothing_is_an_answer() -> None:
     async with Talk(said=["ask me", "Mm-hm."], replies=["Do you like it?", "Good."]) as talk:
         await talk.say(0.6)
