@@ -227,7 +227,7 @@ def _statements(script: str) -> Iterator[str]:
 class Store:
     """The database for the event loop. `StorageError` when it cannot be read or written.
 
-    `on_write` is told of each change whether it could be made.
+    `on_write` is told whether each change could be made, but not of those that change nothing, which need no room.
     """
 
     def __init__(self, directory: Path, *, on_write: Callable[[bool], None] = lambda works: None) -> None:
@@ -243,12 +243,18 @@ class Store:
 
     async def write(self, change: Callable[[sqlite3.Connection], T]) -> T:
         """Run `change` in a transaction, in the store's thread."""
+
+        def counted(connection: sqlite3.Connection) -> tuple[T, bool]:
+            before = connection.total_changes
+            return change(connection), connection.total_changes > before
+
         try:
-            written = await self._run(lambda: self.now(change))
+            written, has_changed = await self._run(lambda: self.now(counted))
         except StorageError:
             self._on_write(False)
             raise
-        self._on_write(True)
+        if has_changed:
+            self._on_write(True)
         return written
 
     def now(self, change: Callable[[sqlite3.Connection], T]) -> T:

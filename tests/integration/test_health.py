@@ -206,10 +206,18 @@ async def test_a_server_that_cannot_save_is_degraded_until_it_can() -> None:
     def full(connection: sqlite3.Connection) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
+    def nothing(connection: sqlite3.Connection) -> None:
+        """As a tidying that finds nothing old: it needs no room."""
+        connection.execute("DELETE FROM owners WHERE name = 'nobody'")
+
+    def something(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO owners VALUES ('owner_new', 'somebody', 0.0)")
+
     async with live_server() as live, httpx.AsyncClient(base_url=live.http) as http:
         with pytest.raises(StorageError):
             await live.server.store.write(full)
+        await live.server.store.write(nothing)
         answer = await http.get("/health/ready")
         assert (answer.status_code, answer.json()) == (200, {"state": "degraded"})
-        await live.server.store.write(lambda connection: None)
+        await live.server.store.write(something)
         assert (await http.get("/health/ready")).json() == {"state": "ready"}
