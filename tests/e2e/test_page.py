@@ -346,6 +346,21 @@ def test_a_cut_network_is_bridged_and_the_reply_goes_on_where_it_stopped(window:
         page.leave()
 
 
+def test_a_network_that_is_too_slow_for_the_voice_is_told(widget: VoicePage) -> None:
+    widget.button("Start").click()
+    widget.wait_for_state("listening")
+    answered = """async ([voice, ms]) => {
+        clearTimeout(voice.socket.pingTimer);  // no other answers, but one that is on its way
+        await new Promise((done) => setTimeout(done, 500));
+        voice.socket.openedAt = 0;
+        voice.socket.socket.onmessage({ data: JSON.stringify({ type: "voicepod.pong", t: performance.now() - ms }) });
+    }"""
+    widget.inside(f"({answered})([voice, 3000])")
+    expect(widget.page.get_by_role("alert")).to_contain_text("Your network is too slow for your voice")
+    widget.inside(f"({answered})([voice, 30])")
+    expect(widget.page.get_by_role("alert")).to_be_hidden()
+
+
 def test_a_reload_goes_on_with_the_conversation(widget: VoicePage, scripted: Running) -> None:
     page = widget
     scripted.server.sentence_s = SHORT_S

@@ -193,6 +193,44 @@ test("a connection that answers stays, however late the browser calls the timers
   assert.equal(w.sockets.length, 1);
 });
 
+/** Answers the newest ping after so many milliseconds, as a network does that carries less than it is given. */
+async function answerLate(w, ms) {
+  const { t } = JSON.parse(w.latest().sent.filter((sent) => typeof sent === "string").at(-1));
+  await w.tick(t + ms - w.clock);
+  w.latest().onmessage({ data: JSON.stringify({ type: "voicepod.pong", t }) });
+}
+
+test("a network that answers late is called slow and is not given up", async () => {
+  const w = world();
+  await w.connect();
+  w.created();
+  await answerLate(w, 3000); // it shares the wire with the start
+  assert.equal(w.socket.slow, false);
+  for (const ms of [3000, 15_000, 25_000]) {
+    await answerLate(w, ms);
+    assert.equal(w.socket.slow, true);
+    w.socket.doubt(); // who types there does not lose the connection
+    await w.tick(10_000);
+  }
+  assert.equal(w.sockets.length, 1);
+  await answerLate(w, 50);
+  assert.equal(w.socket.slow, false);
+  await w.tick(20_100);
+  assert.equal(w.state(), "waiting");
+});
+
+test("what is sent late, after a lost connection, has its time on a slow network", async () => {
+  const w = world();
+  await w.connect();
+  w.created();
+  for (let n = 0; n < 750; n += 1) w.socket.sendAudio(new Int16Array(320), { late: true }); // 15 s
+  await w.tick(2000);
+  await answerLate(w, 20_000);
+  assert.equal(w.sockets.length, 1);
+  await w.tick(45_000); // and no longer than that
+  assert.ok(w.sockets.length > 1);
+});
+
 test("a server that accepts and never speaks does not hold the page", async () => {
   const w = world();
   await w.connect();

@@ -6,6 +6,10 @@ const MAX_DELAY_MS = 8000;
 const PING_MS = 10_000;
 const PING_SOON_MS = 1500;
 const DOUBT_MS = 4000; // an answer to a ping takes no longer where there is reason to doubt; elsewhere until the next is due
+// A network that carries less than the microphone gives, 32 bytes a millisecond, answers late; it is not dead.
+const SLOW_MS = 2000;
+const SLOW_PATIENCE_MS = 30_000;
+const LATE_BYTES_PER_MS = 16;
 const HELD_MS = 5000;
 const OPEN_TIMEOUT_MS = 10_000;
 const OPEN = 1; // WebSocket.OPEN
@@ -88,9 +92,14 @@ export class RealtimeSocket {
     this.#open();
   }
 
+  /** True when answers take seconds: what is said arrives late. */
+  get slow() {
+    return this.roundTripMs > SLOW_MS;
+  }
+
   /** The network or the machine has changed: a connection that does not answer within seconds is given up. */
   doubt() {
-    if (this.open && !this.inDoubt) this.#ping(DOUBT_MS);
+    if (this.open && !this.inDoubt && !this.slow) this.#ping(DOUBT_MS);
   }
 
   send(event) {
@@ -106,8 +115,10 @@ export class RealtimeSocket {
   sendAudio(pcm, { late = false } = {}) {
     if (!this.open) return false;
     const { bufferedAmount } = this.socket;
-    if (late) this.lateBytes += pcm.byteLength;
-    else if (bufferedAmount <= MAX_BUFFERED_BYTES) this.lateBytes = 0;
+    if (late) {
+      this.lateBytes += pcm.byteLength;
+      this.lateAt = this.env.now();
+    }
     if (bufferedAmount > MAX_BUFFERED_BYTES + this.lateBytes) {
       this.droppedFrames += 1;
       return false;
@@ -178,7 +189,7 @@ export class RealtimeSocket {
     if (event.type === "session.created") this.#created(event.session);
     else if (event.type === "error") this.lastError = event.error ?? event;
     else if (event.type === "voicepod.pong") {
-      this.onRoundTrip(this.env.now() - event.t);
+      this.#answered(event.t);
       return;
     } else if (event.type === "voicepod.ping") {
       this.send({ type: "voicepod.pong", t: event.t });
@@ -191,6 +202,7 @@ export class RealtimeSocket {
     this.env.clearTimeout(this.timer);
     this.lostAt = null;
     this.openedAt = this.env.now();
+    this.roundTripMs = this.lateBytes = this.lateAt = 0;
     this.resumeToken = session.voicepod?.resume_token ?? null;
     this.resumeS = session.voicepod?.resume_s ?? this.resumeS;
     this.#status({ state: "open", resumed: Boolean(session.voicepod?.resumed) });
@@ -198,15 +210,32 @@ export class RealtimeSocket {
   }
 
   #ping(patienceMs = PING_MS) {
-    this.env.clearTimeout(this.pingTimer);
     this.inDoubt = patienceMs === DOUBT_MS;
-    const askedAt = this.env.now();
-    this.send({ type: "voicepod.ping", t: askedAt });
+    this.askedAt = this.env.now();
+    this.send({ type: "voicepod.ping", t: this.askedAt });
     // The first one shares the wire with the whole start; a second soon after gives a fair figure.
-    const soon = !this.inDoubt && askedAt - this.openedAt < PING_SOON_MS;
-    // Silence counts from the question on: in a hidden tab the browser calls timers once a minute.
-    const next = () => (soon || this.heardAt > askedAt ? this.#ping() : this.#lost(1006));
-    this.pingTimer = this.env.setTimeout(next, soon ? PING_SOON_MS : patienceMs);
+    const soon = !this.inDoubt && this.askedAt - this.openedAt < PING_SOON_MS;
+    this.env.clearTimeout(this.pingTimer);
+    this.pingTimer = this.env.setTimeout(() => (soon ? this.#ping() : this.#lookFor(patienceMs)), soon ? PING_SOON_MS : patienceMs);
+  }
+
+  /** The last ping again when it was answered. Silence counts from it on: in a hidden tab timers are called once a minute. */
+  #lookFor(patienceMs) {
+    if (this.heardAt > this.askedAt) {
+      this.#ping();
+      return;
+    }
+    const allowed = (this.slow ? SLOW_PATIENCE_MS : patienceMs) + this.lateBytes / LATE_BYTES_PER_MS;
+    const left = this.askedAt + allowed - this.env.now();
+    if (left > 0) this.pingTimer = this.env.setTimeout(() => this.#lookFor(patienceMs), Math.min(left, PING_MS));
+    else this.#lost(1006);
+  }
+
+  #answered(askedAt) {
+    const ms = this.env.now() - askedAt;
+    if (askedAt >= this.openedAt + PING_SOON_MS) this.roundTripMs = ms;
+    if (askedAt > this.lateAt) this.lateBytes = 0;
+    this.onRoundTrip(ms);
   }
 
   #lost(code) {

@@ -102,6 +102,13 @@ export const NOTICES = {
     text: "Check your network, and that the server runs. The page goes on by itself as soon as it answers.",
     actions: [],
   },
+  slow: {
+    title: "Your network is too slow for your voice",
+    text:
+      "What you say arrives late. Hold to talk needs less of the network than hands-free, and typing hardly any. Or come " +
+      "closer to the router, or use another network.",
+    actions: [],
+  },
   taken: {
     title: "The conversation went on in another tab",
     text: "Only one tab can hold a conversation. Close the other one, or start a new conversation here.",

@@ -124,7 +124,7 @@ class VoicePage {
         this.#render();
       },
       onAudio: ({ turn, first, pcm }) => this.player?.play(turn, first, pcm),
-      onRoundTrip: (ms) => this.roundTrips.add(ms),
+      onRoundTrip: (ms) => this.#answered(ms),
       received: () => this.player?.received ?? { turn: 0, next: 0 },
     });
     this.typed = new Typed({ socket: this.socket, say: (typed) => this.#say(typed) });
@@ -269,6 +269,12 @@ class VoicePage {
     }
   }
 
+  #answered(roundTripMs) {
+    this.roundTrips.add(roundTripMs);
+    if (!this.socket.slow) this.notice.hide("slow");
+    else if (this.notice.kind === null && this.mic?.open) this.notice.show("slow");
+  }
+
   /** Hidden or seen again: a machine that has slept wakes into this. */
   #shown() {
     this.#keepAwake();
@@ -307,7 +313,7 @@ class VoicePage {
   #connection(status) {
     const { live } = this;
     if (status.state === "open") {
-      this.notice.hide(...Object.keys(WAITING), "taken", "refused");
+      this.notice.hide(...Object.keys(WAITING), "taken", "refused", "slow");
       if (!this.sound.runs) this.notice.show("audio");
     } else if (status.state === "waiting" && (status.wasOpen || status.attempt > 1)) {
       this.notice.show("unreachable", status);
