@@ -352,7 +352,7 @@ def test_a_network_that_is_too_slow_for_the_voice_is_told(widget: VoicePage) -> 
     answered = """async ([voice, ms]) => {
         clearTimeout(voice.socket.pingTimer);  // no other answers, but one that is on its way
         await new Promise((done) => setTimeout(done, 500));
-        voice.socket.openedAt = 0;
+        voice.socket.openedAt = -60_000;
         voice.socket.socket.onmessage({ data: JSON.stringify({ type: "voicepod.pong", t: performance.now() - ms }) });
     }"""
     widget.inside(f"({answered})([voice, 3000])")
