@@ -193,6 +193,19 @@ test("a connection that answers stays, however late the browser calls the timers
   assert.equal(w.sockets.length, 1);
 });
 
+test("an answer counts also where the browser's clock is too coarse to tell it from the question", async () => {
+  const w = world();
+  await w.connect();
+  w.created();
+  await w.tick(1500);
+  for (let n = 0; n < 3; n += 1) {
+    w.latest().onmessage({ data: '{"type":"voicepod.pong","t":0}' }); // within the millisecond of the ping
+    await w.tick(10_000);
+  }
+  assert.equal(w.state(), "open");
+  assert.equal(w.sockets.length, 1);
+});
+
 /** Answers the newest ping after so many milliseconds, as a network does that carries less than it is given. */
 async function answerLate(w, ms) {
   const { t } = JSON.parse(w.latest().sent.filter((sent) => typeof sent === "string").at(-1));

@@ -174,7 +174,7 @@ export class RealtimeSocket {
   }
 
   #message(data) {
-    this.heardAt = this.env.now();
+    this.heard = true;
     if (typeof data !== "string") {
       const frame = readFrame(data);
       if (frame) this.onAudio(frame);
@@ -212,6 +212,7 @@ export class RealtimeSocket {
   #ping(patienceMs = PING_MS) {
     this.inDoubt = patienceMs === DOUBT_MS;
     this.askedAt = this.env.now();
+    this.heard = false;
     this.send({ type: "voicepod.ping", t: this.askedAt });
     // The first one shares the wire with the whole start; a second soon after gives a fair figure.
     const soon = !this.inDoubt && this.askedAt - this.openedAt < PING_SOON_MS;
@@ -221,7 +222,7 @@ export class RealtimeSocket {
 
   /** The last ping again when it was answered. Silence counts from it on: in a hidden tab timers are called once a minute. */
   #lookFor(patienceMs) {
-    if (this.heardAt > this.askedAt) {
+    if (this.heard) {
       this.#ping();
       return;
     }
