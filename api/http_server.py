@@ -43,6 +43,7 @@ class Connection(H11Protocol):
 
     room = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0] % 2**31, 65536) // 2
     silent_s: float = GONE_S
+    _silent: asyncio.TimerHandle | None = None
     _tells_again_s = float("-inf")
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -54,11 +55,21 @@ class Connection(H11Protocol):
                 Connection._tells_again_s = self.loop.time() + SELDOM_S
                 log.warning("server.too_many_connections", room=self.room)
         else:
-            self.loop.call_later(self.silent_s, self.close_if_silent)
+            self._await_request()
+
+    def on_response_complete(self) -> None:
+        """The next request has as much time: uvicorn's own limit ends with its first byte."""
+        super().on_response_complete()
+        self._await_request()
+
+    def _await_request(self) -> None:
+        if self._silent is not None:
+            self._silent.cancel()
+        self._silent = self.loop.call_later(self.silent_s, self.close_if_silent)
 
     def close_if_silent(self) -> None:
-        """Close it when no whole request has come on it, and none that became a WebSocket."""
-        if self.cycle is None and self.transport.get_protocol() is self:
+        """Close it when no request is being answered on it, and none became a WebSocket."""
+        if (self.cycle is None or self.cycle.response_complete) and self.transport.get_protocol() is self:
             self.transport.close()
 
 

@@ -150,12 +150,8 @@ def test_clients_that_vanish_or_never_read_lose_their_connections() -> None:
 async def test_idle_clients_leave_descriptors_for_the_talks_and_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody asks them for a key. With all descriptors taken no engine could open a file: every talk failed."""
 
-    async def hello(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 204, "headers": []})
-        await send({"type": "http.response.body"})
-
     monkeypatch.setattr(Connection, "room", 2)
-    config, state = uvicorn.Config(hello, log_config=None), ServerState()
+    config, state = uvicorn.Config(_nothing, log_config=None), ServerState()
     config.load()
     (listener,) = listen("127.0.0.1", 0)
     loop = asyncio.get_running_loop()
@@ -168,10 +164,36 @@ async def test_idle_clients_leave_descriptors_for_the_talks_and_are_closed(monke
         third, to_third = await asyncio.open_connection(*listener.getsockname())
         with contextlib.suppress(ConnectionResetError):
             assert await third.read() == b""
-        for connection in list(state.connections):
-            cast(Connection, connection).close_if_silent()  # as a timer does after a minute
+        for connection in cast(list[Connection], list(state.connections)):
+            if connection.cycle is None:
+                connection.close_if_silent()  # as a timer does after a minute
         assert await silent.read() == b""
         to_asking.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert (await asking.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
         for writer in (to_asking, to_silent, to_third):
             writer.close()
+
+
+async def test_who_was_answered_once_does_not_keep_the_connection_for_half_a_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The time that uvicorn gives for the next request ends with its first byte."""
+    config, state = uvicorn.Config(_nothing, log_config=None), ServerState()
+    config.load()
+    (listener,) = listen("127.0.0.1", 0)
+    loop = asyncio.get_running_loop()
+    async with await loop.create_server(lambda: Connection(config, state, {}), sock=listener), asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        for silent_s in (GONE_S, 0.0):
+            monkeypatch.setattr(Connection, "silent_s", silent_s)
+            writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+        writer.write(b"GET")
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        writer.close()
+
+
+async def _nothing(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body"})
