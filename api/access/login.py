@@ -14,6 +14,7 @@ from api.access.access import Access, open_to_all, require
 from api.access.cookies import cookie_of, drop_cookie, is_https, set_cookie
 from api.access.login_page import CONTENT_SECURITY_POLICY, PAGE
 from api.access.principal import Principal
+from api.uploads import read_body
 from pipeline.errors import InvalidInput, TooLarge, Unauthorized
 
 MAX_BODY_BYTES: Final = 1024  # a key and its frame of JSON are about 100
@@ -62,11 +63,10 @@ def login_router(access: Access, *, on_ticket: Callable[[], None]) -> APIRouter:
 
 
 async def _credential(request: Request) -> str:
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise TooLarge("this is too long to be a key or a link")
+    try:
+        body = await read_body(request, max_bytes=MAX_BODY_BYTES)
+    except TooLarge:
+        raise TooLarge("this is too long to be a key or a link") from None
     try:
         sent: Any = json.loads(body)
     except (ValueError, RecursionError):

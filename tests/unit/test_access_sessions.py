@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from api import uploads
 from api.access import keys, sessions
 from api.access.cookies import PLAIN_NAME, SECURE_NAME
 from api.access.principal import USER_SCOPES, Principal
@@ -156,6 +159,19 @@ async def test_a_body_that_is_no_login_is_refused_in_words(doors: Doors, body: b
         answer = await client.post("/login", content=body)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "credential")
         assert (await client.post("/login", content=b"x" * 1025)).status_code == 413
+
+
+async def test_a_login_whose_body_never_comes_is_given_up(doors: Doors, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It needs no key, and would hold its connection for ever."""
+
+    async def dripping() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(uploads, "MAX_SECONDS", 0.01)
+    async with doors.client() as client, asyncio.timeout(10):
+        answer = await client.post("/login", content=dripping())
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "upload_too_slow")
 
 
 CROSS_SITE = [
