@@ -69,7 +69,8 @@ class Connection(H11Protocol):
 
     def close_if_silent(self) -> None:
         """Close it when no request is being answered on it, and none became a WebSocket."""
-        if (self.cycle is None or self.cycle.response_complete) and self.transport.get_protocol() is self:
+        is_answered = getattr(self.cycle, "response_complete", True)
+        if is_answered and self.transport.get_protocol() is self:
             self.transport.close()
 
 
