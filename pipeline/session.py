@@ -481,7 +481,7 @@ class Session:
         cut = utterance.cut
         if cut is not None and cut.spoken:  # of a reply in text nothing would be said again
             unheard = cut.unheard()
-            if unheard.strip() and goes_on(text, cut.text.removesuffix(unheard)):
+            if unheard.strip() and goes_on(text, cut.text.removesuffix(unheard), unheard):
                 return "no_speech"
         if self._is_guarded and any(is_echo(text, reply.text) for reply in self._in_the_microphone(utterance)):
             return "echo"

@@ -154,6 +154,21 @@ async def test_a_yes_to_what_the_reply_asked_ends_it() -> None:
         assert talk.history()[-1] == ("assistant", "Good.")
 
 
+async def test_a_yes_before_the_last_words_of_a_question_answers_it() -> None:
+    """People answer while the end of a question is still heard; it was asked again, and the answer lost."""
+    reply = "Well now, tell me, do you like the long story of the house by the sea?"
+    async with Talk(said=["ask me", "Yes."], replies=[reply, "Good."]) as talk:
+        await talk.say(0.6)
+        await talk.until(events.ReplyCaption)
+        await talk.hush(2.0)
+        await talk.say(0.5)
+        await talk.quiet()
+        cut = next(item for item in talk.session.conversation if item.role == "assistant")
+        assert cut.heard is not None
+        assert not cut.heard.endswith("?")
+        assert talk.history()[-1] == ("assistant", "Good.")
+
+
 async def test_a_nod_during_a_reply_in_text_is_answered() -> None:
     async with Talk(said=["tell me a story", "Okay."], replies=[LONG, "Good."], options={"modality": "text"}) as talk:
         await talk.say(0.6)

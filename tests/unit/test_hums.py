@@ -22,6 +22,14 @@ def test_a_nod_wants_more_unless_it_answers(text: str) -> None:
     assert not goes_on(text, ASKED)
 
 
+def test_a_nod_answers_a_question_before_its_last_word_as_well() -> None:
+    heard = "It has two floors, and a garden behind it that nobody has looked after. Shall I go"
+    assert not goes_on("Yes.", heard, " on? It is a long story.")
+    assert goes_on("Yes.", heard + " on.", " Do you know it?")
+    assert goes_on("Yes.", heard, " on, then to the sea, and after it to all the other places in the world?")
+    assert goes_on("Mm-hm.", heard, " on?")
+
+
 @pytest.mark.parametrize(
     "text",
     [
