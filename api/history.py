@@ -11,7 +11,6 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -52,7 +51,7 @@ class _Talk:
     owner: str
     heard: dict[int, str] = field(default_factory=dict)  # by turn, of those that have not ended
     said: dict[int, str] = field(default_factory=dict)
-    ended: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_TURNS))  # turns that have, the last ones
+    ended: dict[int, str] = field(default_factory=dict)  # what was heard in turns that have, the last ones
 
     def words(self, turn_id: int) -> tuple[str, str]:
         """Both sides of a turn: what was said before it, and had no answer of its own, belongs to it."""
@@ -93,6 +92,7 @@ class History:
         elif self._settings.words_days and isinstance(event, events.TranscriptReady):
             talk.heard[event.turn_id] = event.transcript.text
             if event.turn_id in talk.ended:  # it was taken back before its words were known
+                talk.heard[event.turn_id] = f"{talk.ended[event.turn_id]} {event.transcript.text}".lstrip()
                 self._note(_LATE_WORDS, talk.words(event.turn_id)[0], session.id, event.turn_id)
             elif len(talk.heard) > MAX_TURNS:  # a client that asks for no answers
                 del talk.heard[min(talk.heard)]
@@ -106,7 +106,9 @@ class History:
 
     def _turn_done(self, session_id: str, talk: _Talk, record: TurnRecord) -> None:
         heard, said = talk.words(record.turn_id)
-        talk.ended.append(record.turn_id)
+        talk.ended[record.turn_id] = heard
+        if len(talk.ended) > MAX_TURNS:
+            del talk.ended[min(talk.ended)]
         has_words = bool(self._settings.words_days)
         self._note(
             _TURN,

@@ -24,7 +24,7 @@ def goes_on(text: str, heard: str, unheard: str = "") -> bool:
     nods = [word for word in words if not _HUM.fullmatch(word)]
     if not words or not nods:
         return bool(words)
-    is_under_way = not heard.rstrip().endswith(_ENDS)
-    asks = _QUESTION.search(text) or _QUESTION.search(heard[-_ASKED_CHARS:])
-    asks = asks or (is_under_way and _GOES_ON_TO_ASK.match(unheard[:_ASKED_CHARS]))
+    is_under_way = heard.strip() and not heard.rstrip().endswith(_ENDS)
+    under_way = unheard[:_ASKED_CHARS] if is_under_way else ""
+    asks = _QUESTION.search(text + heard[-_ASKED_CHARS:]) or _GOES_ON_TO_ASK.match(under_way)
     return not asks and len(nods) <= _MAX_NODS and set(nods) <= _NODS

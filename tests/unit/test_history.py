@@ -144,6 +144,15 @@ async def test_words_stand_with_the_turn_in_which_they_were_said(store: Store) -
     ]
 
 
+async def test_words_that_come_late_stand_behind_those_that_the_turn_had(store: Store) -> None:
+    kept = Kept(store, words_days=2)
+    kept.history.began("sess_1", kept.owners["anna"])
+    for event in (words(1, "tell me"), done(2), words(2, "a story")):  # went on, and took it back
+        kept.history.observe(SESSION, event)
+    turns = (await kept.of("anna"))[0]["turns"]
+    assert [(turn["turn"], turn["heard"]) for turn in turns] == [(2, "tell me a story")]
+
+
 async def test_nothing_is_kept_for_no_days(store: Store) -> None:
     kept = Kept(store, history_days=0, words_days=5)
     kept.history.began("sess_1", kept.owners["anna"])

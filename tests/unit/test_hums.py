@@ -28,6 +28,7 @@ def test_a_nod_answers_a_question_before_its_last_word_as_well() -> None:
     assert goes_on("Yes.", heard + " on.", " Do you know it?")
     assert goes_on("Yes.", heard, " on, then to the sea, and after it to all the other places in the world?")
     assert goes_on("Mm-hm.", heard, " on?")
+    assert goes_on("Yes.", "", "Do you know it?")
 
 
 @pytest.mark.parametrize(
