@@ -68,6 +68,18 @@ test("another talk, or one that was long away, is not told what was said before"
   assert.equal(sent[0], 10);
 });
 
+test("what a talk that was ended did not get any more is not said when it is continued", () => {
+  const { uplink, say, sent, socket } = setUp({ mode: "hands-free" });
+  say(1, 2);
+  socket.open = false;
+  say(3);
+  uplink.clear();
+  say(4); // continued: the microphone is open before the connection
+  socket.open = true;
+  uplink.goOn(2);
+  assert.deepEqual(sent, [1, 2, 4]);
+});
+
 test("a question that was ended while there was no connection is asked with the next one", async () => {
   const { uplink, say, sent, socket, wait, over } = setUp({ mode: "hold" });
   uplink.hold();

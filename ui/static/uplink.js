@@ -63,6 +63,11 @@ export class Uplink {
     }
   }
 
+  /** The talk was ended: what it lacks is not said any more when it is continued. */
+  clear() {
+    this.kept = [];
+  }
+
   /** The button is down: what was said just before belongs to it. */
   hold() {
     this.live.holding = true;

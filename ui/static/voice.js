@@ -245,6 +245,7 @@ class VoicePage {
     this.notice.hide();
     Object.assign(live, { started: false, starting: false, user: "silent", agent: "idle", holding: false, muted: false });
     this.typed.clear();
+    this.uplink.clear();
     this.#keepAwake();
     this.#startLabel();
     this.#render();
