@@ -53,6 +53,27 @@ test("what a dead connection swallowed and what was said without one goes with t
   assert.deepEqual(sent.slice(9), []);
 });
 
+test("what a dead connection had no room for goes with the next, what a slow one had none for is left out", () => {
+  const { uplink, say, sent, socket } = setUp({ mode: "hands-free" });
+  const { sendAudio } = socket;
+  say(1, 2);
+  socket.sendAudio = () => false;
+  say(3);
+  socket.sendAudio = sendAudio;
+  say(4);
+  socket.sendAudio = () => false;
+  say(5, 6);
+  socket.sendAudio = sendAudio;
+  uplink.goOn(2); // the server has 1 and 2
+  assert.deepEqual(sent.slice(3), [3, 4, 5, 6]);
+  socket.sendAudio = () => false;
+  say(7);
+  socket.sendAudio = sendAudio;
+  say(8);
+  uplink.goOn(7); // 8 arrived, so that 7 is too late
+  assert.deepEqual(sent.slice(7), [8]);
+});
+
 test("another talk, or one that was long away, is not told what was said before", () => {
   const { uplink, say, sent, socket } = setUp({ mode: "hands-free" });
   socket.open = false;
@@ -94,6 +115,19 @@ test("a question that was ended while there was no connection is asked with the 
   assert.deepEqual(sent, [1, 1, 2, "commit", "create"]);
   uplink.goOn(2); // whoever has all of the sound has what came behind it
   assert.deepEqual(sent.slice(5), []);
+});
+
+test("a question whose end had no room is not begun anew with it", async () => {
+  const { uplink, say, sent, socket, wait, over } = setUp({ mode: "hold" });
+  uplink.hold();
+  say(1);
+  socket.sendAudio = () => false;
+  say(2);
+  wait(300);
+  uplink.release();
+  await over;
+  uplink.goOn(1);
+  assert.deepEqual(sent, [1, "commit", "create"]);
 });
 
 test("the button sends what was said just before it, what is said while it is held, and asks for an answer", async () => {

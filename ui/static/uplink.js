@@ -32,14 +32,16 @@ export class Uplink {
     this.#send(frame);
   }
 
+  /** A frame that the connection has no room for has no place of its own: it is sent again if nothing behind it arrives. */
   #send(frame, late = false) {
-    if (this.socket.open) {
-      if (!this.socket.sendAudio(frame.pcm, { late })) return;
+    const { open } = this.socket;
+    const goes = !open || this.socket.sendAudio(frame.pcm, { late });
+    if (open && goes) {
       if (!frame.sent) this.onSent(frame);
       frame.sent = true;
     }
     this.#keep({ first: this.position, frame });
-    this.position += frame.pcm.length;
+    if (goes) this.position += frame.pcm.length;
   }
 
   #tell(event) {
@@ -51,10 +53,10 @@ export class Uplink {
     if (this.kept.length > KEPT) this.kept.shift();
   }
 
-  /** The server has `received` so many samples of this talk: what it lacks is sent again. Null: it is another talk. */
+  /** The server has `received` so many samples of this talk: what is behind them is sent again. Null: it is another talk. */
   goOn(received) {
-    const lacks = ({ first, frame, sent }) => (frame ? first + frame.pcm.length > received : !sent || first > received);
-    const lost = received === null ? [] : this.kept.filter(lacks);
+    const has = ({ first, frame, sent }) => (frame ? first + frame.pcm.length <= received : sent && first <= received);
+    const lost = received === null ? [] : this.kept.slice(this.kept.findLastIndex(has) + 1);
     this.kept = [];
     this.position = received ?? 0;
     for (const { frame, event } of lost) {
