@@ -57,6 +57,12 @@ class Connection(H11Protocol):
         else:
             self._await_request()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Keep nothing of it."""
+        super().connection_lost(exc)
+        if self._silent is not None:
+            self._silent.cancel()
+
     def on_response_complete(self) -> None:
         """The next request has as much time: uvicorn's own limit ends with its first byte."""
         super().on_response_complete()

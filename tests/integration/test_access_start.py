@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import re
 import signal
 import socket
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -192,6 +194,28 @@ async def test_who_was_answered_once_does_not_keep_the_connection_for_half_a_req
         with contextlib.suppress(ConnectionResetError):
             assert await reader.read() == b""
         writer.close()
+
+
+async def test_of_a_connection_that_is_over_nothing_is_kept() -> None:
+    """For its minute each would take 6 kB, of as many as come in a minute."""
+    config, state = uvicorn.Config(_nothing, log_config=None), ServerState()
+    config.load()
+    (listener,) = listen("127.0.0.1", 0)
+    made: list[weakref.ref[Connection]] = []
+
+    def connection() -> Connection:
+        made.append(weakref.ref(new := Connection(config, state, {})))
+        return new
+
+    loop = asyncio.get_running_loop()
+    async with await loop.create_server(connection, sock=listener), asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 204")
+        writer.close()
+        while made[0]() is not None:
+            await asyncio.sleep(0.05)
+            gc.collect()
 
 
 async def _nothing(scope: Any, receive: Any, send: Any) -> None:
