@@ -12,8 +12,10 @@ import numpy as np
 # A talker's weak syllables are as weak, but not for half a second, and who speaks low for longer had seldom spoken as
 # low just before (docs/measurements.md).
 FAR_DB: Final = 10.0
-# It is the background's when there was so much of it shortly before what the talker said, and shortly after it again.
+# It is the background's when there was so much of it just before what the talker said, and shortly after it again.
+# A television hardly pauses; a talker who speaks low, loudly and low again does (docs/measurements.md).
 BELIEVED_S: Final = 0.6
+JUST_BEFORE_S: Final = 1.3
 SHORTLY_S: Final = 2.5
 BRIEF_S: Final = 0.3  # a talker's weak syllables are seldom longer
 # What the talker says goes on over shorter gaps, and has syllables as loud as the talker's level less so much.
@@ -81,7 +83,7 @@ class Foreground:
         begin = near[after_gaps[-1]]  # of the talker's last words
         if levels[begin:].max() < self._talker_db - LOUD_DB:
             return False
-        before = levels[begin - gaps[after_gaps[-1]] + 1 : begin][-round(SHORTLY_S / frame_s) :]
+        before = levels[begin - gaps[after_gaps[-1]] + 1 : begin][-round(JUST_BEFORE_S / frame_s) :]
         return bool(np.isfinite(before).sum() * frame_s >= BELIEVED_S)
 
 

@@ -161,6 +161,14 @@ def test_who_speaks_lower_and_still_far_above_a_quiet_television_is_heard_at_onc
     assert kinds == ["started", "ended"]
 
 
+@pytest.mark.parametrize("pause_s", [0.8, 1.2, 2.0])
+def test_who_speaks_low_then_loudly_then_low_with_a_pause_between_is_one_talker(pause_s: float) -> None:
+    low, pause = (1, -44, 2.0), (0, -80, pause_s)
+    (*_, started, ended) = run_levels(Endpointer(EndpointRules()), low, pause, (*TALKER, 2.0), pause, low, pause)
+    begin_s = round(4 + 2 * pause_s, 3)
+    assert (started, ended) == (("started", begin_s), ("ended", begin_s + 2))
+
+
 def test_a_television_that_was_switched_off_is_forgotten() -> None:
     endpointer = Endpointer(EndpointRules(end_wait_s=0.6))
     run_levels(endpointer, (*TELEVISION, 2.0), (*TALKER, 3.0), (*TELEVISION, 2.0), (*SILENCE, 20.0), (*TALKER, 1.0))
@@ -172,7 +180,7 @@ SYLLABLES = st.tuples(st.just(1.0), st.floats(-9, 0), st.floats(0.02, 0.4))  # p
 WEAK = st.tuples(st.floats(0, 1), st.floats(-50, 0), st.floats(0, 0.5))
 PAUSES = st.tuples(st.just(0.0), st.just(-60.0), st.floats(0, 4))
 DYING = st.tuples(st.floats(0, 1), st.floats(-50, -11), st.floats(0, 6))  # a last word, or a whisper
-REPLIES = st.tuples(st.just(0.0), st.just(-60.0), st.floats(2.6, 8))
+REPLIES = st.tuples(st.just(0.0), st.just(-60.0), st.floats(1.4, 8))
 
 
 @settings(deadline=None, max_examples=40)
