@@ -89,6 +89,12 @@ class CreateResponse(Part):
     response: ResponseParts | None = None
 
 
+class CancelResponse(Part):
+    """response.cancel."""
+
+    response_id: str | None = None
+
+
 class Playback(Part):
     """voicepod.playback."""
 
@@ -221,7 +227,8 @@ class Reader:
         )
 
     async def _cancel_response(self, event: Json) -> None:
-        if not self.session.cancel_replies():
+        cancel: CancelResponse = parse(CancelResponse, event, "event")
+        if not self.session.cancel_replies(response_id=cancel.response_id):
             # OpenAI's first words: LiveKit goes by them, and takes every other error for one.
             raise InvalidInput("Cancellation failed: there is no response", code="response_cancel_not_active")
 

@@ -194,20 +194,19 @@ class Session:
             self._go_on(utterance)
         self._show_state()
 
-    def cancel_replies(self, reason: ReplyReason = "client_cancelled") -> bool:
-        """The client stops what is made, heard or about to be answered, now. False when there is nothing."""
-        was_cut = self._cut_responses(reason)
-        awaited = [u for u in self._untranscribed if u.wants_reply and not u.superseded]
+    def cancel_replies(self, reason: ReplyReason = "client_cancelled", *, response_id: str | None = None) -> bool:
+        """The client stops what is made, heard or about to be answered, now. False when there is nothing.
+
+        With `response_id` only that one: a client that is told late of a response must not stop the next.
+        """
+        unfinished = [one for one in self._unfinished_responses() if response_id in (None, one.id)]
+        for response in unfinished:
+            response.cut(reason)
+        awaited = [u for u in self._untranscribed if u.wants_reply and not u.superseded and response_id is None]
         for utterance in awaited:
             self._take_back(utterance, reason)
         self._show_state()
-        return was_cut or bool(awaited)
-
-    def _cut_responses(self, reason: ReplyReason) -> bool:
-        unfinished = self._unfinished_responses()
-        for response in unfinished:
-            response.cut(reason)
-        return bool(unfinished)
+        return bool(unfinished or awaited)
 
     def _take_back(self, utterance: Utterance, reason: ReplyReason) -> None:
         """No reply to these words, which are not known yet and are kept."""
@@ -262,7 +261,8 @@ class Session:
             made_ms = playout.made_samples * 1000 // playout.sample_rate
             raise InvalidInput(f"audio_end_ms is outside the item's {made_ms} ms of audio", param="audio_end_ms")
         if not response.finished.is_set():
-            self._cut_responses("client_cancelled")
+            for unfinished in self._unfinished_responses():
+                unfinished.cut("client_cancelled")
             self._show_state()
         response.keep_heard(sample)
 

@@ -206,6 +206,19 @@ async def test_the_fifth_talk_is_refused_clearly_and_a_held_seat_can_still_be_re
                 await new.until("session.created")
 
 
+async def test_a_late_cancellation_of_a_response_that_has_ended_leaves_the_next_one_alone(live: Live) -> None:
+    async with connected(live.url) as client:
+        await client.send("session.update", session={"type": "realtime", "output_modalities": ["text"]})
+        await client.send("response.create")
+        await client.send("response.cancel")
+        first = await client.until("response.created")
+        assert (await client.until("response.done"))["response"]["status"] == "cancelled"
+        await client.send("response.create")
+        await client.send("response.cancel", response_id=first["response"]["id"])  # LiveKit does, when it is told late
+        assert (await client.until("error"))["error"]["code"] == "response_cancel_not_active"
+        assert (await client.until("response.done", n=2))["response"]["status"] == "completed"
+
+
 BAD = [
     ("{", "invalid_json"),
     ("[" * 100_000, "invalid_json"),
@@ -218,6 +231,7 @@ BAD = [
     ('{"type": "input_audio_buffer.append", "audio": "AAAA"}', "odd_byte_count"),
     ('{"type": "input_audio_buffer.commit"}', "input_audio_buffer_commit_empty"),
     ('{"type": "response.cancel"}', "response_cancel_not_active"),
+    ('{"type": "response.cancel", "response_id": 5}', "invalid_value"),
     ('{"type": "conversation.item.retrieve", "item_id": "nope"}', "item_retrieve_invalid_item_id"),
     ('{"type": "conversation.item.delete", "item_id": "nope"}', "item_delete_invalid_item_id"),
     (

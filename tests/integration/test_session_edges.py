@@ -267,6 +267,23 @@ async def test_a_reply_asked_for_and_taken_back_before_the_words_are_known_is_to
         ]
 
 
+async def test_a_cancellation_that_names_a_response_stops_no_other_and_no_words_that_wait_for_one() -> None:
+    options = {"turn_detection": None, "modality": "text"}
+    async with Talk(asr=SlowAsr(("hello", 2.0)), replies=["One.", "Two."], options=options) as talk:
+        talk.session.add_item(Item("item_a", "user", "hi"))
+        talk.session.respond()
+        await talk.until(events.ReplyStarted)
+        stopped = talk.all(events.ReplyStarted)[0].response_id
+        assert talk.session.cancel_replies(response_id="resp_unknown") is False
+        assert talk.session.cancel_replies(response_id=stopped) is True
+        talk.session.feed(spoken_audio(0.5))
+        talk.session.commit()
+        talk.session.respond()
+        assert talk.session.cancel_replies(response_id=stopped) is False
+        await talk.quiet()
+        assert [event.status for event in talk.all(events.ReplyFinished)] == ["cancelled", "completed"]
+
+
 async def test_the_rest_of_a_reply_is_not_said_when_the_button_was_pressed_after_the_noise() -> None:
     async with Talk(asr=SlowAsr(("tell me a story", 0.1), ("", 2.0)), replies=[STORY]) as talk:
         await talk.say(0.6)
