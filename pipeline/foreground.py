@@ -21,6 +21,7 @@ BRIEF_S: Final = 0.3  # a talker's weak syllables are seldom longer
 # What the talker says goes on over shorter gaps, and has syllables as loud as the talker's level less so much.
 GAP_S: Final = 1.0
 LOUD_DB: Final = 4.0
+SAID_S: Final = 1.0  # so much of it, at the least: a cough or a shout among the talker's own lower words is shorter
 REMEMBERED_S: Final = 20.0  # the background, since it was heard last
 HISTORY_S: Final = 60.0
 # A level follows the loud syllables, and falls with time, for people who move away or speak lower.
@@ -81,7 +82,7 @@ class Foreground:
         if not after_gaps.size:
             return False
         begin = near[after_gaps[-1]]  # of the talker's last words
-        if levels[begin:].max() < self._talker_db - LOUD_DB:
+        if levels[begin:].max() < self._talker_db - LOUD_DB or (near >= begin).sum() * frame_s < SAID_S:
             return False
         before = levels[begin - gaps[after_gaps[-1]] + 1 : begin][-round(JUST_BEFORE_S / frame_s) :]
         return bool(np.isfinite(before).sum() * frame_s >= BELIEVED_S)

@@ -176,6 +176,17 @@ def test_a_television_that_was_switched_off_is_forgotten() -> None:
     assert [kind for kind, _ in run_levels(endpointer, (*SILENCE, 1.0))] == ["ended"]
 
 
+@pytest.mark.parametrize(("gap_s", "loud_db", "loud_s"), [(0.0, -15, 0.5), (0.3, -12, 0.3), (0.3, -15, 0.9)])
+def test_a_cough_or_a_shout_among_words_does_not_make_these_a_background(
+    gap_s: float, loud_db: float, loud_s: float
+) -> None:
+    words, gap, pause = (1.0, -30.0, 3.0), (0.0, -70.0, gap_s), (0.0, -70.0, 2.0)
+    stretches = (words, gap, (1.0, loud_db, loud_s), gap, words, pause, words, pause)
+    level = [(probability, -30.0, seconds) for probability, _, seconds in stretches]
+    rules = EndpointRules()
+    assert run_levels(Endpointer(rules), *stretches) == run_levels(Endpointer(rules), *level)
+
+
 SYLLABLES = st.tuples(st.just(1.0), st.floats(-9, 0), st.floats(0.02, 0.4))  # probability, dB, seconds
 WEAK = st.tuples(st.floats(0, 1), st.floats(-50, 0), st.floats(0, 0.5))
 PAUSES = st.tuples(st.just(0.0), st.just(-60.0), st.floats(0, 4))
