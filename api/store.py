@@ -232,6 +232,7 @@ class Store:
 
     def __init__(self, directory: Path, *, on_write: Callable[[bool], None] = lambda works: None) -> None:
         self.directory, self._on_write = directory, on_write
+        self._works = True  # the last change could be made
         self._database = Database(directory)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._lock = threading.Lock()  # of the connection: `now` uses it in another thread than the rest
@@ -251,11 +252,18 @@ class Store:
         try:
             written, has_changed = await self._run(lambda: self.now(counted))
         except StorageError:
+            self._works = False
             self._on_write(False)
             raise
         if has_changed:
+            self._works = True
             self._on_write(True)
         return written
+
+    async def try_again(self) -> None:
+        """After a change that could not be made: one that needs room and leaves everything as it is."""
+        if not self._works:
+            await self.write(lambda db: db.execute("UPDATE owners SET created_s = created_s"))
 
     def now(self, change: Callable[[sqlite3.Connection], T]) -> T:
         """As `write`, in the caller's thread: before the event loop runs."""

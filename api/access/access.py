@@ -234,6 +234,7 @@ class Access:
             self._checked_s = now_s
             in_use = self.live.in_use()
             await self.store.write(lambda db: self._keep_alive(db, in_use))
+            await self.store.try_again()
         if now_s - self._swept_s >= SWEEP_S:
             self._swept_s = now_s
             await self.store.write(lambda db: sessions.sweep(db, self.life, now_s=self.now()))
