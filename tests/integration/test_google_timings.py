@@ -34,12 +34,14 @@ class Cloud:
 
     answers: list[Any] = field(default_factory=list)
     asked: list[Any] = field(default_factory=list)
-    deadlines: list[float] = field(default_factory=list)
+    deadlines: list[float] = field(default_factory=list)  # seconds that a call had left
+    ends: list[float] = field(default_factory=list)  # the same as moments of time.monotonic
     away_until: float = 0.0  # of time.monotonic
 
     def recognize(self, request: Any, context: grpc.ServicerContext) -> Any:
         self.asked.append(request)
         self.deadlines.append(context.time_remaining())
+        self.ends.append(time.monotonic() + self.deadlines[-1])
         if time.monotonic() < self.away_until:
             context.abort(grpc.StatusCode.UNAVAILABLE, "away")
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
@@ -163,8 +165,8 @@ def test_the_retries_end_when_the_time_is_up(cloud: Cloud) -> None:
     timings = timed("Hello.", timeout_s=0.3)
     assert timings.method != "google"
     assert any(a.error == "Google did not answer in time" for a in timings.attempts)
-    assert max(cloud.deadlines) <= 0.3
-    assert cloud.deadlines == sorted(cloud.deadlines, reverse=True)  # each try has what the ones before it left
+    assert max(cloud.deadlines) <= 0.31
+    assert max(cloud.ends) <= cloud.ends[0] + 0.05  # each try has what the ones before it left; gRPC rounds it up
 
 
 def test_when_google_hears_nothing_another_method_takes_over(cloud: Cloud) -> None:
