@@ -63,7 +63,7 @@ def configure_logging(settings: Settings, *, json: bool | None = None) -> None:
     for name in _UVICORN:
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
-    logging.getLogger("asyncio").addFilter(_Seldom())
+    logging.getLogger("asyncio").addFilter(_NoDescriptors())
     level = settings.system.log_level
     verbose = level == "DEBUG"
     logging.getLogger(OWN_LOGGER).setLevel(level)
@@ -83,7 +83,7 @@ def configure_logging(settings: Settings, *, json: bool | None = None) -> None:
 def release_logging() -> None:
     """Takes our handlers off all loggers and closes their files."""
     asyncio_log = logging.getLogger("asyncio")
-    asyncio_log.filters = [kept for kept in asyncio_log.filters if not isinstance(kept, _Seldom)]
+    asyncio_log.filters = [kept for kept in asyncio_log.filters if not isinstance(kept, _NoDescriptors)]
     ours = set()
     for logger in [logging.getLogger(), *_existing_loggers().values()]:
         for handler in list(logger.handlers):
@@ -215,18 +215,32 @@ class _Failing(logging.Handler):
                 print(f"voicepod: log records are lost: {error.strerror}", file=sys.stderr, flush=True)
 
 
-class _Seldom(logging.Filter):
+class Seldom:
+    """Lets one pass each `SELDOM_S`: of what may happen thousands of times a second."""
+
+    _next_s = float("-inf")
+
+    def passes(self) -> bool:
+        """Whether it is time for one."""
+        now_s = time.monotonic()
+        is_due = now_s >= self._next_s
+        if is_due:
+            self._next_s = now_s + SELDOM_S
+        return is_due
+
+
+class _NoDescriptors(logging.Filter):
     """Out of file descriptors, asyncio says so two thousand times a second, each with a traceback: a minute will do."""
 
-    _next_s = 0.0
+    def __init__(self) -> None:
+        super().__init__()
+        self._seldom = Seldom()
 
     def filter(self, record: logging.LogRecord) -> bool:
         if not str(record.msg).startswith("socket.accept() out of system resource"):
             return True
-        now_s = time.monotonic()
-        if now_s < self._next_s:
+        if not self._seldom.passes():
             return False
-        self._next_s = now_s + SELDOM_S
         reason = record.exc_info[1] if record.exc_info else None
         record.msg, record.exc_info = f"no connection can be accepted: {reason}", None
         return True

@@ -20,7 +20,7 @@ import structlog
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from logs import SELDOM_S
+from logs import Seldom
 from pipeline.engines import lanes
 from pipeline.errors import ConfigError
 
@@ -44,15 +44,14 @@ class Connection(H11Protocol):
     room = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0] % 2**31, 65536) // 2
     silent_s: float = GONE_S
     _silent: asyncio.TimerHandle | None = None
-    _tells_again_s = float("-inf")
+    _seldom = Seldom()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Serve it, or refuse it at once."""
         super().connection_made(transport)
         if len(self.connections) > self.room:
             transport.abort()
-            if self.loop.time() >= Connection._tells_again_s:
-                Connection._tells_again_s = self.loop.time() + SELDOM_S
+            if self._seldom.passes():
                 log.warning("server.too_many_connections", room=self.room)
         else:
             self._await_request()
@@ -129,7 +128,7 @@ def check_certificate(chain: Path, key: Path | None) -> None:
         raise ConfigError(f"{files}: no PEM certificate chain with its private key: {error.strerror}") from None
 
 
-def listen(host: str, port: int, *, gone_s: int = GONE_S) -> list[socket.socket]:
+def listen(host: str, port: int) -> list[socket.socket]:
     """Sockets on every address of `host` that this machine has, which take connections at once.
 
     ConfigError when there is none, or the port is taken. What clients are held to goes over to each connection: one
@@ -157,8 +156,8 @@ def listen(host: str, port: int, *, gone_s: int = GONE_S) -> list[socket.socket]
         raise ConfigError(f"cannot listen on {host}, port {port}: {reason}; {what_to_do}") from None
     for listener in listening:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, gone_s)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * gone_s)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, GONE_S)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * GONE_S)
     return listening
 
 

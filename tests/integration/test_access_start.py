@@ -9,9 +9,9 @@ import re
 import signal
 import socket
 import weakref
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import pytest
@@ -149,24 +149,37 @@ def test_clients_that_vanish_or_never_read_lose_their_connections() -> None:
             assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
-async def test_idle_clients_leave_descriptors_for_the_talks_and_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody asks them for a key. With all descriptors taken no engine could open a file: every talk failed."""
-
-    monkeypatch.setattr(Connection, "room", 2)
+@contextlib.asynccontextmanager
+async def listening() -> AsyncIterator[tuple[tuple[str, int], list[weakref.ref[Connection]]]]:
+    """A server that answers with nothing: its address, and the connections that were made, as far as they are alive."""
     config, state = uvicorn.Config(_nothing, log_config=None), ServerState()
     config.load()
+    made: list[weakref.ref[Connection]] = []
+
+    def connection() -> Connection:
+        made.append(weakref.ref(new := Connection(config, state, {})))
+        return new
+
     (listener,) = listen("127.0.0.1", 0)
+    address = listener.getsockname()
     loop = asyncio.get_running_loop()
-    async with await loop.create_server(lambda: Connection(config, state, {}), sock=listener), asyncio.timeout(20):
-        asking, to_asking = await asyncio.open_connection(*listener.getsockname())
+    async with await loop.create_server(connection, sock=listener), asyncio.timeout(20):
+        yield address, made
+
+
+async def test_idle_clients_leave_descriptors_for_the_talks_and_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asks them for a key. With all descriptors taken no engine could open a file: every talk failed."""
+    monkeypatch.setattr(Connection, "room", 2)
+    async with listening() as (address, made):
+        asking, to_asking = await asyncio.open_connection(*address)
         to_asking.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert (await asking.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
-        silent, to_silent = await asyncio.open_connection(*listener.getsockname())
+        silent, to_silent = await asyncio.open_connection(*address)
         to_silent.write(b"GET / HTTP/1.1\r\nHost: loc")
-        third, to_third = await asyncio.open_connection(*listener.getsockname())
+        third, to_third = await asyncio.open_connection(*address)
         with contextlib.suppress(ConnectionResetError):
             assert await third.read() == b""
-        for connection in cast(list[Connection], list(state.connections)):
+        for connection in [alive for one in made if (alive := one()) is not None]:
             if connection.cycle is None:
                 connection.close_if_silent()  # as a timer does after a minute
         assert await silent.read() == b""
@@ -180,12 +193,8 @@ async def test_who_was_answered_once_does_not_keep_the_connection_for_half_a_req
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The time that uvicorn gives for the next request ends with its first byte."""
-    config, state = uvicorn.Config(_nothing, log_config=None), ServerState()
-    config.load()
-    (listener,) = listen("127.0.0.1", 0)
-    loop = asyncio.get_running_loop()
-    async with await loop.create_server(lambda: Connection(config, state, {}), sock=listener), asyncio.timeout(20):
-        reader, writer = await asyncio.open_connection(*listener.getsockname())
+    async with listening() as (address, _):
+        reader, writer = await asyncio.open_connection(*address)
         for silent_s in (GONE_S, 0.0):
             monkeypatch.setattr(Connection, "silent_s", silent_s)
             writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -198,18 +207,8 @@ async def test_who_was_answered_once_does_not_keep_the_connection_for_half_a_req
 
 async def test_of_a_connection_that_is_over_nothing_is_kept() -> None:
     """For its minute each would take 6 kB, of as many as come in a minute."""
-    config, state = uvicorn.Config(_nothing, log_config=None), ServerState()
-    config.load()
-    (listener,) = listen("127.0.0.1", 0)
-    made: list[weakref.ref[Connection]] = []
-
-    def connection() -> Connection:
-        made.append(weakref.ref(new := Connection(config, state, {})))
-        return new
-
-    loop = asyncio.get_running_loop()
-    async with await loop.create_server(connection, sock=listener), asyncio.timeout(20):
-        reader, writer = await asyncio.open_connection(*listener.getsockname())
+    async with listening() as (address, made):
+        reader, writer = await asyncio.open_connection(*address)
         writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         assert (await reader.read()).startswith(b"HTTP/1.1 204")
         writer.close()

@@ -61,7 +61,6 @@ export class RealtimeSocket {
     this.lostAt = null;
     this.lastError = null;
     this.droppedFrames = 0;
-    this.lateBytes = 0;
     this.state = "idle";
   }
 
